@@ -1,0 +1,230 @@
+"""The ordering seam: every ordered access to shared memory in vqshm goes through this module, and nothing else does.
+
+It has two bodies with one contract. This one is interpreted, over `memoryview`, for teaching and for machines without a
+compiler. The other (atomic.pyx, atomic.pxd, atomic.h) is compiled, over raw memory with the C11 builtins, and is inlined
+into the rings.
+
+    load_uN   acquire: what the other side stored before its matching store is visible after this load
+    store_uN  release: whatever this side stored before is visible to whoever sees this store
+    get_uN    no order; every byte is fetched exactly once, so the returned copy can be checked and then trusted
+    put_uN    no order
+    fence     sequentially consistent: stores before it are visible to all before any load after it is performed
+
+N is 16, 32 or 64; values are little-endian; `load` and `store` want offsets that are multiples of N/8.
+
+Why this body is right on x86-64, and only there: an aligned memoryview item moves as one machine word (never use
+`struct.pack_into` on a shared word: it clears the bytes first), and on x86-TSO every load acquires and every store
+releases. Only a store followed by a load of another word needs a fence. On other processors `ORDERED` is False and
+processes must not share rings with this body.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any, Final, Protocol
+
+from vqshm.errors import GuestMemory
+
+if sys.byteorder != "little":
+    raise ImportError("vqshm shares little-endian memory and runs on little-endian machines only")
+
+ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i686"}
+
+_SEQ_CST = 5  # memory_order_seq_cst of the C ABI
+
+
+def _find_fence() -> tuple[Any, str]:
+    """A callable that is a full fence, and its name for `vqshm doctor`."""
+    import ctypes  # noqa: PLC0415 - only the interpreted body pays for it
+
+    try:
+        thread_fence = ctypes.CDLL("libatomic.so.1").atomic_thread_fence
+    except (OSError, AttributeError):
+        import _thread  # noqa: PLC0415
+
+        # Not the mutual exclusion is wanted here, which would mean nothing between processes, but the LOCK-prefixed
+        # instruction inside, which on x86 drains the store buffer (and only on x86: see ORDERED).
+        lock = _thread.allocate_lock()
+
+        def locked_instruction() -> None:
+            with lock:
+                pass
+
+        return locked_instruction, "locked instruction (x86 only; libatomic not found)"
+    thread_fence.argtypes = [ctypes.c_int]
+    thread_fence.restype = None
+    return lambda: thread_fence(_SEQ_CST), "libatomic atomic_thread_fence(seq_cst)"
+
+
+fence, FENCE = _find_fence()
+
+
+class Beyond(Protocol):
+    """The slow road: serves accesses that do not lie in the window, or raises. Widths are bytes: 2, 4 or 8."""
+
+    def load(self, offset: int, width: int) -> int: ...
+    def store(self, offset: int, width: int, value: int) -> None: ...
+    def get(self, offset: int, width: int) -> int: ...
+    def put(self, offset: int, width: int, value: int) -> None: ...
+
+
+class Region:
+    """A window of `size` bytes over any buffer, from `offset` of it; it keeps the buffer alive and exported.
+
+    Every access checks its bounds here, once. What does not lie in the window goes to `beyond` if there is one, else
+    raises GuestMemory. A read-only buffer can be read; writing raises TypeError.
+    """
+
+    __slots__ = ("_bytes", "_u16", "_u32", "_u64", "beyond", "readonly", "size")
+
+    def __init__(self, buffer: Any, offset: int = 0, size: int | None = None, beyond: Beyond | None = None) -> None:
+        whole = memoryview(buffer).cast("B")
+        length = whole.nbytes - offset if size is None else size
+        if offset < 0 or length < 0 or offset + length > whole.nbytes:
+            message = f"window [{offset}, {offset}+{length}) does not lie in a buffer of {whole.nbytes} bytes"
+            raise ValueError(message)
+        self.size = length
+        self.readonly = whole.readonly
+        self.beyond = beyond
+        self._bytes = whole[offset : offset + length]
+        self._u16 = self._bytes[: length & -2].cast("H")
+        self._u32 = self._bytes[: length & -4].cast("I")
+        self._u64 = self._bytes[: length & -8].cast("Q")
+
+    @property
+    def alignment(self) -> int:
+        """The power of two to which the window's first byte is aligned in this process, as far as known, in bytes."""
+        return 4096  # memoryview items need no alignment
+
+    def read(self, offset: int, count: int) -> bytes:
+        """A copy of `count` bytes. Raises GuestMemory."""
+        return bytes(self.view(offset, count))
+
+    def write(self, offset: int, data: Any) -> None:
+        """Store all bytes of `data` (any contiguous buffer). Raises GuestMemory, TypeError if read-only."""
+        source = memoryview(data).cast("B")
+        self.view(offset, source.nbytes)[:] = source
+
+    def view(self, offset: int, count: int) -> memoryview:
+        """`count` bytes in place. Raises GuestMemory."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise outside(self, offset, count)
+        return self._bytes[offset : offset + count]
+
+    def window(self, offset: int, count: int) -> Region:
+        """A narrower window of the same memory. Raises GuestMemory."""
+        return Region(self.view(offset, count))
+
+
+def outside(region: Region, offset: int, count: int) -> GuestMemory:
+    """The error for an access that leaves the window."""
+    return GuestMemory(f"{count} bytes at offset {offset} do not lie in a window of {region.size} bytes")
+
+
+def get_u16(region: Region, offset: int) -> int:
+    """16 bits."""
+    if 0 <= offset <= region.size - 2:
+        if offset & 1:
+            return int.from_bytes(region._bytes[offset : offset + 2], "little")
+        return region._u16[offset >> 1]
+    return _beyond(region, offset, 2).get(offset, 2)
+
+
+def get_u32(region: Region, offset: int) -> int:
+    """32 bits."""
+    if 0 <= offset <= region.size - 4:
+        if offset & 3:
+            return int.from_bytes(region._bytes[offset : offset + 4], "little")
+        return region._u32[offset >> 2]
+    return _beyond(region, offset, 4).get(offset, 4)
+
+
+def get_u64(region: Region, offset: int) -> int:
+    """64 bits."""
+    if 0 <= offset <= region.size - 8:
+        if offset & 7:
+            return int.from_bytes(region._bytes[offset : offset + 8], "little")
+        return region._u64[offset >> 3]
+    return _beyond(region, offset, 8).get(offset, 8)
+
+
+def put_u16(region: Region, offset: int, value: int) -> None:
+    """16 bits."""
+    if not 0 <= offset <= region.size - 2:
+        _beyond(region, offset, 2).put(offset, 2, value)
+    elif offset & 1:
+        region._bytes[offset : offset + 2] = value.to_bytes(2, "little")
+    else:
+        region._u16[offset >> 1] = value
+
+
+def put_u32(region: Region, offset: int, value: int) -> None:
+    """32 bits."""
+    if not 0 <= offset <= region.size - 4:
+        _beyond(region, offset, 4).put(offset, 4, value)
+    elif offset & 3:
+        region._bytes[offset : offset + 4] = value.to_bytes(4, "little")
+    else:
+        region._u32[offset >> 2] = value
+
+
+def put_u64(region: Region, offset: int, value: int) -> None:
+    """64 bits."""
+    if not 0 <= offset <= region.size - 8:
+        _beyond(region, offset, 8).put(offset, 8, value)
+    elif offset & 7:
+        region._bytes[offset : offset + 8] = value.to_bytes(8, "little")
+    else:
+        region._u64[offset >> 3] = value
+
+
+def load_u16(region: Region, offset: int) -> int:
+    """16 bits, acquire."""
+    if 0 <= offset <= region.size - 2:
+        return region._u16[offset >> 1]
+    return _beyond(region, offset, 2).load(offset, 2)
+
+
+def load_u32(region: Region, offset: int) -> int:
+    """32 bits, acquire."""
+    if 0 <= offset <= region.size - 4:
+        return region._u32[offset >> 2]
+    return _beyond(region, offset, 4).load(offset, 4)
+
+
+def load_u64(region: Region, offset: int) -> int:
+    """64 bits, acquire."""
+    if 0 <= offset <= region.size - 8:
+        return region._u64[offset >> 3]
+    return _beyond(region, offset, 8).load(offset, 8)
+
+
+def store_u16(region: Region, offset: int, value: int) -> None:
+    """16 bits, release."""
+    if 0 <= offset <= region.size - 2:
+        region._u16[offset >> 1] = value
+    else:
+        _beyond(region, offset, 2).store(offset, 2, value)
+
+
+def store_u32(region: Region, offset: int, value: int) -> None:
+    """32 bits, release."""
+    if 0 <= offset <= region.size - 4:
+        region._u32[offset >> 2] = value
+    else:
+        _beyond(region, offset, 4).store(offset, 4, value)
+
+
+def store_u64(region: Region, offset: int, value: int) -> None:
+    """64 bits, release."""
+    if 0 <= offset <= region.size - 8:
+        region._u64[offset >> 3] = value
+    else:
+        _beyond(region, offset, 8).store(offset, 8, value)
+
+
+def _beyond(region: Region, offset: int, width: int) -> Beyond:
+    if region.beyond is None:
+        raise outside(region, offset, width)
+    return region.beyond

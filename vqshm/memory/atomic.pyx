@@ -1,0 +1,164 @@
+"""The ordering seam, compiled body; the contract and its reasons stand in the interpreted body, atomic.py."""
+
+import sys
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.string cimport memcpy
+
+from vqshm.errors import GuestMemory
+
+if sys.byteorder != "little":
+    raise ImportError("vqshm shares little-endian memory and runs on little-endian machines only")
+
+ORDERED = True
+FENCE = "C11 atomic_thread_fence(seq_cst)"
+
+
+cdef class Region:
+    """A window of memory, bounds-checked at every access; see the interpreted body."""
+
+    def __init__(self, buffer, offset=0, size=None, beyond=None):
+        if self._held:
+            raise RuntimeError("a Region is made once")
+        try:
+            PyObject_GetBuffer(buffer, &self._buffer, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        except (BufferError, TypeError, ValueError):
+            PyObject_GetBuffer(buffer, &self._buffer, PyBUF_SIMPLE)
+        self._held = True
+        self._keep = buffer
+        self.readonly = self._buffer.readonly
+        cdef Py_ssize_t total = self._buffer.len
+        cdef Py_ssize_t start = offset
+        cdef Py_ssize_t length = total - start if size is None else size
+        if start < 0 or length < 0 or start > total or length > total - start:
+            raise ValueError(f"window [{offset}, {offset}+{length}) does not lie in a buffer of {total} bytes")
+        self.base = <unsigned char*>self._buffer.buf + start
+        self.size = length
+        self._writable_size = 0 if self.readonly else length
+        self.beyond = beyond
+
+    def __dealloc__(self):
+        if self._held:
+            PyBuffer_Release(&self._buffer)
+
+    @property
+    def alignment(self):
+        cdef size_t address = <size_t>self.base
+        return 16 if address == 0 else min(address & -address, 4096)
+
+    cpdef bytes read(self, Py_ssize_t offset, Py_ssize_t count):
+        if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
+            raise outside(self, offset, count)
+        return PyBytes_FromStringAndSize(<char*>self.base + offset, count)
+
+    def write(self, Py_ssize_t offset, data):
+        cdef const unsigned char[::1] source
+        cdef Py_ssize_t count
+        if isinstance(data, (bytes, bytearray)):
+            count = len(data)
+        else:
+            data = memoryview(data).cast("B")
+            count = data.nbytes
+        if offset < 0 or offset > self.size or count > self.size - offset:
+            raise outside(self, offset, count)
+        if self.readonly:
+            raise TypeError("this window is read-only")
+        if count:
+            source = data
+            memcpy(self.base + offset, &source[0], count)
+
+    def view(self, Py_ssize_t offset, Py_ssize_t count):
+        if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
+            raise outside(self, offset, count)
+        cdef Py_ssize_t start = self.base - <unsigned char*>self._buffer.buf + offset
+        return memoryview(self._keep).cast("B")[start : start + count]
+
+    def window(self, Py_ssize_t offset, Py_ssize_t count):
+        return Region(self.view(offset, count))
+
+
+def outside(region, offset, count):
+    return GuestMemory(f"{count} bytes at offset {offset} do not lie in a window of {region.size} bytes")
+
+
+cdef unsigned long long slow_get(Region region, Py_ssize_t offset, int width, bint ordered) except? 0xFFFFFFFFFFFFFFFF:
+    if region.beyond is None:
+        raise outside(region, offset, width)
+    return region.beyond.load(offset, width) if ordered else region.beyond.get(offset, width)
+
+
+cdef int slow_put(Region region, Py_ssize_t offset, int width, unsigned long long value, bint ordered) except -1:
+    if region.readonly:
+        raise TypeError("this window is read-only")
+    if region.beyond is None:
+        raise outside(region, offset, width)
+    if ordered:
+        region.beyond.store(offset, width, value)
+    else:
+        region.beyond.put(offset, width, value)
+    return 0
+
+
+# The same operations for interpreted callers. The C names above are taken by the inlined forms, hence the table.
+
+
+def _load_u16(Region region, Py_ssize_t offset):
+    return load_u16(region, offset)
+
+
+def _load_u32(Region region, Py_ssize_t offset):
+    return load_u32(region, offset)
+
+
+def _load_u64(Region region, Py_ssize_t offset):
+    return load_u64(region, offset)
+
+
+def _store_u16(Region region, Py_ssize_t offset, unsigned short value):
+    store_u16(region, offset, value)
+
+
+def _store_u32(Region region, Py_ssize_t offset, unsigned int value):
+    store_u32(region, offset, value)
+
+
+def _store_u64(Region region, Py_ssize_t offset, unsigned long long value):
+    store_u64(region, offset, value)
+
+
+def _get_u16(Region region, Py_ssize_t offset):
+    return get_u16(region, offset)
+
+
+def _get_u32(Region region, Py_ssize_t offset):
+    return get_u32(region, offset)
+
+
+def _get_u64(Region region, Py_ssize_t offset):
+    return get_u64(region, offset)
+
+
+def _put_u16(Region region, Py_ssize_t offset, unsigned short value):
+    put_u16(region, offset, value)
+
+
+def _put_u32(Region region, Py_ssize_t offset, unsigned int value):
+    put_u32(region, offset, value)
+
+
+def _put_u64(Region region, Py_ssize_t offset, unsigned long long value):
+    put_u64(region, offset, value)
+
+
+def _fence():
+    vq_fence()
+
+
+globals().update(
+    fence=_fence,
+    load_u16=_load_u16, load_u32=_load_u32, load_u64=_load_u64,
+    store_u16=_store_u16, store_u32=_store_u32, store_u64=_store_u64,
+    get_u16=_get_u16, get_u32=_get_u32, get_u64=_get_u64,
+    put_u16=_put_u16, put_u32=_put_u32, put_u64=_put_u64,
+)

@@ -1,0 +1,3 @@
+# C signature; the code is suppress.py.
+
+cpdef bint need_event(int event, int new, int old)
