@@ -36,7 +36,8 @@ cdef class Walk:
 cdef class DescriptorChain:
     cdef readonly object memory
     cdef readonly int head_index
-    cdef readonly unsigned long long writable_bytes
+    cdef readonly object queue
+    cdef readonly unsigned long long readable_bytes, writable_bytes
     cdef Walk _walk
     cdef list _descriptors
 
@@ -44,4 +45,4 @@ cdef class DescriptorChain:
 @cython.locals(walk=Walk)
 cpdef Walk new_walk(object memory, bint strict, bint indirect_allowed)
 @cython.locals(chain=DescriptorChain)
-cpdef DescriptorChain new_chain(Walk walk, int head_index)
+cpdef DescriptorChain new_chain(Walk walk, int head_index, object queue)

@@ -34,6 +34,7 @@ from vqshm.ring.descriptor import Descriptor
 if TYPE_CHECKING:
     from vqshm.memory.atomic import Region
     from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.ring.split import DeviceQueue
 
 _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
@@ -203,7 +204,7 @@ def new_walk(memory: Memory, strict: bool, indirect_allowed: bool) -> Walk:  # n
     return walk
 
 
-def new_chain(walk: Walk, head_index: int) -> DescriptorChain:
+def new_chain(walk: Walk, head_index: int, queue: DeviceQueue) -> DescriptorChain:
     """The chain that a started cursor stands before. In strict policy the cursor is free again afterwards.
 
     Raises, in strict policy, the RuleError that the chain breaks.
@@ -211,13 +212,15 @@ def new_chain(walk: Walk, head_index: int) -> DescriptorChain:
     chain = DescriptorChain.__new__(DescriptorChain)
     chain.memory = walk.memory
     chain.head_index = head_index
-    chain.writable_bytes = 0
+    chain.queue = queue
+    chain.readable_bytes = chain.writable_bytes = 0
     if walk._strict:
         chain._walk = None
         chain._descriptors = []
         while walk.step():
             chain._descriptors.append(walk.descriptor())
         chain.writable_bytes = walk.writable_bytes
+        chain.readable_bytes = walk._total - walk.writable_bytes
     else:
         chain._walk = walk.copy()
         chain._descriptors = None
@@ -231,11 +234,13 @@ class DescriptorChain:
     private copy. In seed policy every iteration walks the table anew.
     """
 
-    __slots__ = ("_descriptors", "_walk", "head_index", "memory", "writable_bytes")
+    __slots__ = ("_descriptors", "_walk", "head_index", "memory", "queue", "readable_bytes", "writable_bytes")
 
     memory: Memory
     head_index: int
-    writable_bytes: int  # in strict policy; else 0
+    queue: DeviceQueue  # it came from, and must be returned to
+    readable_bytes: int  # this and the next in strict policy; else 0
+    writable_bytes: int
     _walk: Walk | None
     _descriptors: list[Descriptor] | None
 

@@ -205,9 +205,9 @@ class DeviceQueue(_Half):
         """The chain that starts at a head taken with `pop_head`."""
         self._walk.start(self._desc, self.size, head)
         if not self.strict:
-            return new_chain(self._walk, head)
+            return new_chain(self._walk, head, self)
         try:
-            chain = new_chain(self._walk, head)
+            chain = new_chain(self._walk, head, self)
         except RuleError as error:
             error.facts["head"] = head
             raise self._violation(error) from None

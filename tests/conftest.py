@@ -1,0 +1,120 @@
+"""What every test run shares: which core runs, the long tests, and a look around for what was left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from vqshm import core
+
+# Interpreters that tests start must not find the checkout in their working directory, but the installed package.
+os.environ["PYTHONSAFEPATH"] = "1"
+
+CI = os.environ.get("CI", "") not in ("", "0", "false")
+EXPECTED_CORE = os.environ.get("VQSHM_EXPECT_CORE") or ("interpreted" if core.forced() else "compiled" if CI else None)
+OBJECTS = ("vqshm*", "sem.vqshm*")
+# Helpers that multiprocessing keeps on purpose until this process ends.
+RESIDENTS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+GRACE = 5.0  # seconds for what is just going away
+
+hypothesis.settings.register_profile(
+    "vqshm",
+    hypothesis.settings(),
+    deadline=None,  # a shared machine says nothing about a single example
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("vqshm")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runlong", action="store_true", help="run the tests marked long, too")
+
+
+def pytest_report_header() -> list[str]:
+    return [f"vqshm: {core.kind()} core ({core.reason()})", f"       {Path(core.__file__).parent}"]
+
+
+def pytest_sessionstart() -> None:
+    if EXPECTED_CORE not in (None, core.kind()):
+        pytest.exit(f"the {EXPECTED_CORE} core was expected, but it is the {core.kind()} one: {core.reason()}", 3)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if CI or config.getoption("--runlong"):
+        return
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="long: needs --runlong"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(_first_seen: dict[str, str]):
+    """No shared-memory object and no child process outlives the tests."""
+    before = shared_objects()
+    yield
+    deadline = time.monotonic() + GRACE
+    while (left := leftovers(before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        seen = [f"  {name}, first seen after {_first_seen.get(name, 'the last test')}" for name in left]
+        pytest.fail("\n".join(["left behind:", *seen]), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def _first_seen() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _remember_who_made_it(request: pytest.FixtureRequest, _first_seen: dict[str, str]):
+    """Note after which test an object or a child first shows, so that the failure at the end can name it."""
+    yield
+    for name in (*shared_objects(), *children()):
+        _first_seen.setdefault(name, request.node.nodeid)
+
+
+def leftovers(before: set[str]) -> list[str]:
+    """What appeared since `before` and is ours: what a living process of somebody else holds open, is not."""
+    names = shared_objects() - before
+    return sorted(names - in_foreign_hands(names) if names else names) + children()
+
+
+def shared_objects() -> set[str]:
+    return {str(path) for pattern in OBJECTS for path in Path("/dev/shm").glob(pattern)}
+
+
+def children() -> list[str]:
+    """The processes whose parent is this one, zombies too, each by pid and name."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # the quick answer after most tests: there is none
+        return []
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+            if int(rest.split()[1]) != os.getpid():
+                continue
+            command = (folder / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if not any(resident in command for resident in RESIDENTS):
+            found.append(f"process {name})")
+    return found
+
+
+def in_foreign_hands(names: set[str]) -> set[str]:
+    """Those of `names` that another living process maps: the test run next door, for instance."""
+    held = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        if maps.parent.name != str(os.getpid()):
+            try:
+                text = maps.read_text()
+            except OSError:
+                continue
+            held |= {name for name in names if name in text}
+    return held

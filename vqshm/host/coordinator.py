@@ -1,0 +1,327 @@
+"""Coordinator: makes a region, publishes it, and keeps the register of each device in it.
+
+It takes no part in the exchange of buffers: once a device runs, driver and device meet in the region and ring each other's
+doorbells. If the coordinator dies, they go on.
+
+    with Coordinator("demo", [DeviceSpec("echo0", VQSHM_ID_ECHO)]) as coordinator:
+        coordinator.serve()          # until close(), Ctrl-C, or the moment `stop` becomes readable
+
+One process, one thread, one poll loop. No client can hold up another: nothing here blocks on a client, and one that misbehaves
+or does not read is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from vqshm import errors
+from vqshm.errors import (
+    InvalidState,
+    NameInUse,
+    NotFound,
+    PeerGone,
+    ProtocolError,
+    RuleError,
+    UntrustedPeer,
+    VqshmError,
+)
+from vqshm.host import names, shm
+from vqshm.host.liveness import ProcessId, Watch
+from vqshm.host.slot import Slot
+from vqshm.memory import Region
+from vqshm.notify import EventFd, Notifier, Semaphore
+from vqshm.transport import (
+    MAX_FDS,
+    Channel,
+    DeviceSpec,
+    Manifest,
+    Message,
+    check_name,
+    check_peer,
+    plan,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vqshm.notify.notifier import Kind
+
+MAX_CLIENTS = 256  # connections at a time; more are turned away
+BACKLOG = 64
+
+
+class Coordinator:
+    """Owner of one region.
+
+    `name`: 1 to 31 of a-z 0-9 _ . -. `devices`: what is in it. `notify`: "eventfd" or "semaphore". Leftovers of a dead
+    run under the same name are removed first.
+
+    Raises NameInUse (nothing of the winner is touched), ShmFull, UntrustedPeer, RuleError for an impossible plan.
+    """
+
+    def __init__(self, name: str, devices: Sequence[DeviceSpec], *, notify: Kind = "eventfd") -> None:
+        self.name = check_name(name)
+        self.notify: Kind = notify
+        self.plan = plan(devices)
+        if notify == "eventfd" and any(2 * len(device.queues) > MAX_FDS for device in devices):
+            raise RuleError(f"with eventfd a device has at most {MAX_FDS // 2} queues: its doorbells travel in one message")
+        self._pid = os.getpid()
+        self._closed = False
+        self._clients: dict[int, _Client] = {}
+        self._watched: dict[int, _Client] = {}
+        self._slots: list[Slot] = []
+        self._semaphores: list[Semaphore] = []
+        self._poller = select.poll()
+        with names.naming_lock():
+            self._take_name()
+            try:
+                self._publish()
+            except BaseException:
+                self._remove()
+                raise
+
+    def _take_name(self) -> None:
+        """Remove what a dead run left under our name; under the naming lock. Raises NameInUse."""
+        if self.name not in shm.existing():
+            names.remove(self.name)
+            return
+        found = names.look_at(self.name)
+        if not found.abandoned:
+            owner = f"process {found.owner.pid} owns it" if found.owner else f"it is not ours ({found.problem})"
+            raise NameInUse(f"region {self.name!r} exists and {owner}; choose another name", name=self.name)
+        names.remove(self.name)
+
+    def _publish(self) -> None:
+        memory = shm.create(self.name, self.plan.total_bytes)
+        region = Region(memory)
+        manifest = Manifest(region, self.plan)
+        for device in self.plan.devices:
+            kicks, calls = self._doorbells(device.index, len(device.queues))
+            self._slots.append(Slot(device, manifest.device(device.index), manifest.config(device.index), kicks, calls))
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        path = names.socket_path(self.name)
+        self._listener.bind(str(path))
+        path.chmod(0o600)
+        self._listener.listen(BACKLOG)
+        self._poller.register(self._listener, select.POLLIN)
+        me = ProcessId.own()
+        # Last, and its magic last of all: from here on the region can be found.
+        write_manifest(
+            region, self.plan, name=self.name, pid=me.pid, start_time=me.start_time, notify=self.notify
+        )
+
+    def _doorbells(self, device: int, queues: int) -> tuple[list[Notifier], list[Notifier]]:
+        """The kicks and the calls of a device: an eventfd for each queue, or one semaphore for all, as none can be polled."""
+        if self.notify == "eventfd":
+            return [EventFd.create() for _ in range(queues)], [EventFd.create() for _ in range(queues)]
+        kick, call = (Semaphore.create(names.semaphore_name(self.name, purpose, device)) for purpose in "KC")
+        self._semaphores += [kick, call]
+        return [kick] * queues, [call] * queues
+
+    # -- serving -----------------------------------------------------------------------------------------------------------
+
+    def serve(self, stop: int = -1) -> None:
+        """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception (Ctrl-C) comes through."""
+        if stop >= 0:
+            self._poller.register(stop, select.POLLIN)
+        while not self._closed:
+            if stop in self.step(None):
+                return
+
+    def step(self, timeout: float | None = 0.0) -> list[int]:
+        """Serve what is there, waiting for it at most `timeout` seconds (None: for ever); descriptors that were ready."""
+        for client in self._clients.values():
+            self._poller.modify(client.channel, client.channel.events)
+        ready = [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
+        for fd in ready:
+            if fd == self._listener.fileno():
+                self._accept()
+            elif fd in self._watched:
+                self._drop(self._watched[fd])
+            elif fd in self._clients:
+                self._serve_client(self._clients[fd])
+        for client in [c for c in self._clients.values() if c.failed]:
+            self._drop(client)
+        return ready
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # the peer left again, or descriptors ran out: others go on, and it may try again
+        try:
+            peer = check_peer(connection)
+            if len(self._clients) >= MAX_CLIENTS:
+                raise UntrustedPeer(f"more than {MAX_CLIENTS} connections")
+        except UntrustedPeer:
+            connection.close()
+            return
+        client = _Client(Channel(connection), peer.pid)
+        self._clients[client.channel.fileno()] = client
+        self._poller.register(client.channel, select.POLLIN)
+
+    def _serve_client(self, client: _Client) -> None:
+        try:
+            client.channel.flush()
+            received = client.channel.receive_now()
+            if received is not None:
+                self._answer(client, received.message)
+        except (PeerGone, ProtocolError) as error:
+            if isinstance(error, ProtocolError):
+                client.reply(_error(error))
+            self._drop(client)
+
+    def _answer(self, client: _Client, message: Message) -> None:
+        try:
+            self._dispatch(client, message)
+        except (PeerGone, ProtocolError):
+            raise
+        except VqshmError as error:
+            client.reply(_error(error))
+
+    def _dispatch(self, client: _Client, message: Message) -> None:
+        kind = message["type"]
+        if kind == "attach":
+            self._attach(client, message)
+            return
+        if kind in {"list", "stat"}:
+            client.reply(self._listing())
+            return
+        slot = client.slot
+        if slot is None:
+            raise InvalidState(f"{kind!r} before attach")
+        if kind == "detach":
+            client.reply({"type": "ok"})
+            self._drop(client)
+        elif client.role == "driver" and kind == "features":
+            slot.write_features(client, message["bits"])
+        elif client.role == "driver" and kind == "status":
+            slot.write_status(client, message["value"])
+        elif client.role == "device" and kind == "stopped":
+            slot.stopped(client)
+        elif client.role == "device" and kind == "needs_reset":
+            slot.needs_reset(client, message["reason"], message.get("queue", 0))
+        elif client.role == "device" and kind == "config":
+            slot.write_config(client, message["offset"], message["data"])
+        else:
+            raise ProtocolError(f"{kind!r} is not a message of the {client.role}")
+
+    def _attach(self, client: _Client, message: Message) -> None:
+        if client.slot is not None:
+            raise InvalidState("this connection is attached already")
+        slot = self._slots[self.plan.device(message["device"]).index]
+        process = ProcessId(message["pid"], message["start_time"])
+        if process.pid != client.process.pid or not process.alive:
+            # The kernel told us who connected (SO_PEERCRED); a forked child or a liar says something else.
+            raise UntrustedPeer(f"process {client.process.pid} says it is {process.pid}", pid=client.process.pid)
+        client.process = process
+        if message["role"] == "driver":
+            slot.attach_driver(client)
+        else:
+            slot.attach_device(client, message["features"], message.get("config", b""))
+        client.role, client.slot = message["role"], slot
+        client.watch = Watch(process)
+        if client.watch.fileno() >= 0:
+            self._watched[client.watch.fileno()] = client
+            self._poller.register(client.watch, select.POLLIN)
+        doorbells = [bell.fileno() for bell in slot.kicks + slot.calls] if self.notify == "eventfd" else []
+        reply = {"type": "attached", "region": self.name, "notify": self.notify, **slot.attached()}
+        client.reply(reply, tuple(fd for fd in doorbells if fd is not None))
+        slot.introduce()
+
+    def _listing(self) -> Message:
+        me = ProcessId.own()
+        devices = [
+            {"name": slot.plan.name, "device_id": slot.plan.device_id, "queues": len(slot.plan.queues), **slot.attached()}
+            for slot in self._slots
+        ]
+        return {"type": "listing", "region": self.name, **me._asdict(), "devices": devices}
+
+    def _drop(self, client: _Client) -> None:
+        """Forget a client: it left, its process ended, or it broke a rule."""
+        if self._clients.pop(client.channel.fileno(), None) is None:
+            return
+        self._poller.unregister(client.channel)
+        client.channel.close()
+        if client.watch is not None:
+            if self._watched.pop(client.watch.fileno(), None) is not None:
+                self._poller.unregister(client.watch)
+            client.watch.close()
+        if client.slot is not None:
+            client.slot.lost(client)
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Tell everybody, close the sockets, remove the names. Who has the region mapped keeps it. May be called twice."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        for client in self._clients.values():
+            client.event("closing")
+            client.channel.close()
+            if client.watch is not None:
+                client.watch.close()
+        self._clients.clear()
+        self._watched.clear()
+        with names.naming_lock():
+            if self._is_ours():
+                self._remove()
+
+    def _is_ours(self) -> bool:
+        """Whether the name still leads to our region, or to nothing: a third party may have removed and made it anew."""
+        try:
+            return names.look_at(self.name).owner == ProcessId.own()
+        except NotFound:
+            return True
+
+    def _remove(self) -> None:
+        listener: socket.socket | None = getattr(self, "_listener", None)
+        if listener is not None:
+            listener.close()
+        bells: list[Notifier] = [bell for slot in self._slots for bell in slot.kicks + slot.calls]
+        for bell in [*bells, *self._semaphores]:
+            bell.close()
+        names.remove(self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Coordinator {self.name!r} {'closed' if self._closed else f'{len(self._clients)} clients'}>"
+
+
+class _Client:
+    """A connection; once attached, a process in a role."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self.channel = channel
+        self.process = ProcessId(pid, 0)
+        self.watch: Watch | None = None
+        self.role = ""
+        self.slot: Slot | None = None
+        self.failed = False
+
+    def reply(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        try:
+            self.channel.post(message, fds)
+        except (PeerGone, ProtocolError, InvalidState):
+            self.failed = True  # dropped at the end of the step, when nobody is in the middle of anything
+
+    def event(self, what: str, **facts: Any) -> None:
+        self.reply({"type": "event", "what": what, **facts})
+
+
+def _error(error: VqshmError) -> Message:
+    kind = next(k for k in type(error).__mro__ if getattr(errors, k.__name__, None) is k)
+    return {"type": "error", "kind": kind.__name__, "message": str(error)[:500]}

@@ -1,0 +1,292 @@
+"""Device: the process that serves a device's queues: takes chains, handles them, returns them.
+
+    with Device.attach("demo", "echo0") as device:
+        device.serve(Echo())                                # until the region closes
+
+    with Device.attach("demo", "echo0", features=…, config=…) as device:
+        device.wait_driver()
+        for chain in device:                                # ends when this driver leaves
+            written = chain.writer().write(chain.reader().read())
+            device.complete(chain, written)
+
+Queues are served in turn, one chain each, so that a busy one cannot starve the others. A chain that breaks a rule of the
+specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET), the other queues go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from vqshm import spec
+from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation
+from vqshm.host.endpoint import Endpoint
+from vqshm.host.liveness import ProcessId
+from vqshm.notify import Deadline, Notifier, WaitStrategy
+from vqshm.ring import DeviceQueue, QueueConfig
+
+if TYPE_CHECKING:
+    from vqshm.ring import DescriptorChain
+    from vqshm.transport import DeviceCounters, Message, QueuePlan
+
+log = logging.getLogger("vqshm.device")
+
+RING_FEATURES = spec.mask(spec.VIRTIO_F_VERSION_1, spec.VIRTIO_F_EVENT_IDX, spec.VIRTIO_F_INDIRECT_DESC)
+
+
+SHOW_EVERY = 64  # chains; a busy side shows its counters so often, an idle one before it sleeps
+
+
+class Handler(Protocol):
+    """What a device type is: its id, its own feature bits, its configuration space, and what it does with a chain."""
+
+    device_id: int
+    features: int
+    config: bytes
+
+    def handle(self, chain: DescriptorChain) -> int:
+        """Serve one chain; the number of bytes written to its device-writable part, from its start."""
+
+
+class DevicePort:
+    """One queue of a running device."""
+
+    def __init__(self, plan: QueuePlan, queue: DeviceQueue, kick: Notifier, call: Notifier, cells: DeviceCounters) -> None:
+        self.number = plan.number
+        self.queue = queue
+        self.kick = kick
+        self.call = call
+        self._cells = cells
+        self.counts = dict.fromkeys(cells.snapshot(), 0)
+
+    def complete(self, chain: DescriptorChain, written: int) -> None:
+        """Return a chain, and call the driver if it wants that."""
+        self.queue.add_used(chain.head_index, written)
+        self.counts["used"] += 1
+        self.counts["bytes_out"] += written
+        if self.queue.needs_notification():
+            self.call.signal()
+            self.counts["calls"] += 1
+        else:
+            self.counts["calls_suppressed"] += 1
+        if not self.counts["used"] % SHOW_EVERY:
+            self.show_counts()
+
+    def show_counts(self) -> None:
+        """Write the counters where `vqshm stat` reads them."""
+        for name, value in self.counts.items():
+            setattr(self._cells, name, value)
+
+
+class Device(Endpoint):
+    """The device role. See `Endpoint` for what both roles share, `attach` for how to get one."""
+
+    role = "device"
+
+    @classmethod
+    def attach(
+        cls,
+        region: str,
+        device: str | None = None,
+        *,
+        features: int = 0,
+        config: bytes = b"",
+        timeout: float | None = 5.0,
+        strategy: WaitStrategy | None = None,
+    ) -> Self:
+        """Take the device's role, offering the ring features and `features` (bits of the device type).
+
+        `device`: its name in the region; None if there is only one. `config`: the configuration space from its start.
+
+        Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, DeadlineExceeded, UntrustedPeer, VersionMismatch.
+        """
+        offer: Message = {"features": features | RING_FEATURES, "config": bytes(config)}
+        return cls(region, device, offer=offer, timeout=timeout, strategy=strategy)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.features = 0  # negotiated, while running
+        self.ports: list[DevicePort] = []
+        self._by_queue: dict[DeviceQueue, DevicePort] = {}
+        self._turn = 0
+        self._stopping = False
+        super().__init__(*args, **kwargs)
+
+    @property
+    def running(self) -> bool:
+        """Whether a driver has set DRIVER_OK and its queues are served."""
+        return bool(self.ports)
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    def wait_driver(self, timeout: float | None = None) -> int:
+        """Wait until a driver has set DRIVER_OK; the negotiated features.
+
+        Raises DeadlineExceeded, InvalidState when the region is closing or the coordinator is gone.
+        """
+        self._check_usable()
+        deadline = Deadline(timeout)
+        self._hear()
+        while not self.running:
+            if self.closing or self.coordinator_gone:
+                raise InvalidState(f"no driver will come: region {self.region!r} is closing")
+            if deadline.expired:
+                raise DeadlineExceeded(f"no driver attached to {self.region}/{self.plan.name} in time")
+            self.park([], deadline.remaining())
+        return self.features
+
+    def serve(self, handler: Handler) -> None:
+        """Serve driver after driver until the region closes. An exception in the handler completes its chain with 0 bytes."""
+        while True:
+            try:
+                self.wait_driver()
+            except InvalidState:
+                return
+            for chain in self:
+                try:
+                    written = handler.handle(chain)
+                except Exception:
+                    log.exception("%r failed on %r; the chain is returned with 0 bytes", handler, chain)
+                    written = 0
+                self.complete(chain, written)
+
+    def _on_event(self, event: Message) -> None:
+        what = event["what"]
+        if what == "start":
+            self._start(ProcessId(event["pid"], event["start_time"]), event["features"])
+        elif what in {"stop", "peer_gone", "closing"}:
+            self._stopping = True
+
+    def _start(self, driver: ProcessId, features: int) -> None:
+        self._watch_peer(driver)
+        self.features = features
+        self._stopping = False
+        for plan in self.plan.queues:
+            config = QueueConfig(
+                plan.layout,
+                event_idx=bool(features >> spec.VIRTIO_F_EVENT_IDX & 1),
+                indirect=bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1),
+                name=f"{self.region}/{self.plan.name} queue {plan.number}",
+            )
+            kick, call = self.kicks[plan.number], self.calls[plan.number]
+            cells = self.manifest.queue(plan.index).device
+            self.ports.append(DevicePort(plan, config.device(self.memory), kick, call, cells))
+        self._by_queue = {port.queue: port for port in self.ports}
+
+    def _stop(self) -> None:
+        """Let go of the queues and say so."""
+        self._show_counts()
+        self.ports.clear()
+        self._by_queue.clear()
+        self._forget_peer()
+        self._stopping = False
+        self.features = 0
+        if not (self.coordinator_gone or self.closing):
+            self._ask({"type": "stopped"})
+
+    # -- chains ------------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[DescriptorChain]:
+        """Chains as they come, from all queues in turn; ends when the driver resets the device, leaves or dies.
+
+        What a driver had published before it left is still yielded.
+        """
+        while (chain := self.next_chain()) is not None:
+            yield chain
+
+    def next_chain(self, timeout: float | None = None) -> DescriptorChain | None:
+        """The next chain of any queue; None when the driver is gone (the device has let go then).
+
+        Raises DeadlineExceeded, InvalidState if no driver is there.
+        """
+        self._check_usable()
+        if not self.running:
+            raise InvalidState("no driver has started this device: wait_driver() first")
+        chain = self._pop()
+        if chain is not None:
+            return chain
+        deadline = Deadline(timeout)
+        while True:
+            there = self.strategy.wait(self._ready, self._arm, self._park, deadline)
+            chain = self._pop()
+            if chain is not None:
+                return chain
+            if self._stopping or self.peer_gone:
+                self._stop()
+                return None
+            if not there:
+                raise DeadlineExceeded(f"no chain came in time; {self._peer_words()}")
+
+    def complete(self, chain: DescriptorChain, written: int = 0) -> None:
+        """Return a chain with the number of bytes written to its device-writable part; calls the driver if needed.
+
+        Raises InvalidState for a chain of a session that is over, InvalidUsedLength, UsedIdNotInFlight.
+        """
+        port = self._by_queue.get(chain.queue)
+        if port is None:
+            raise InvalidState("this chain belongs to a driver that has left")
+        port.complete(chain, written)
+
+    def needs_reset(self, reason: str, queue: int = 0) -> None:
+        """Tell the driver that the device cannot go on until it is reset [2.1.2]."""
+        log.error("%s/%s needs a reset: %s", self.region, self.plan.name, reason)
+        if not self.coordinator_gone:
+            self._ask({"type": "needs_reset", "reason": reason[:500], "queue": queue})
+
+    def update_config(self, offset: int, data: bytes) -> None:
+        """Change the configuration space; a running driver is told."""
+        self._ask({"type": "config", "offset": offset, "data": bytes(data)})
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _pop(self) -> DescriptorChain | None:
+        """A chain from the next queue in turn that has one."""
+        for _ in self.ports:
+            port = self.ports[self._turn % len(self.ports)]
+            self._turn += 1
+            if port.queue.broken is not None:
+                continue
+            try:
+                chain = port.queue.pop()
+            except PeerViolation as error:
+                self.needs_reset(str(error), port.number)
+                continue
+            if chain is not None:
+                port.counts["taken"] += 1
+                port.counts["bytes_in"] += chain.readable_bytes
+                return chain
+        return None
+
+    def _ready(self) -> bool:
+        return self._stopping or any(self._has_work(port.queue) for port in self.ports)
+
+    @staticmethod
+    def _has_work(queue: DeviceQueue) -> bool:
+        """Whether `_pop` would find something there: a chain, or a violation to report."""
+        return queue.broken is None and queue.avail_idx() != queue.next_avail
+
+    def _arm(self) -> bool:
+        waiting = [port.queue.enable_notification() for port in self.ports if port.queue.broken is None]
+        return any(waiting)
+
+    def _park(self, timeout: float | None) -> None:
+        if timeout != 0:
+            self.ports[0].counts["waits"] += 1
+            self._show_counts()
+        self.park([port.kick for port in self.ports], timeout)
+        if self.peer_gone:
+            self._stopping = True
+
+    def _show_counts(self) -> None:
+        for port in self.ports:
+            port.show_counts()
+
+    def _peer_words(self) -> str:
+        return f"driver: process {self.peer.pid}" if self.peer is not None else "no driver"
+
+    def _leave(self) -> None:
+        if self.running:
+            self._show_counts()
+        super()._leave()
+
+

@@ -1,0 +1,277 @@
+"""Endpoint: what driver and device have in common: one role on one device of a region.
+
+An endpoint maps the region, holds the control connection, the doorbells and a watch on the peer's process, and waits on all of
+them at once. No threads: whatever the coordinator or the kernel has to say is heard while the endpoint waits or calls.
+
+    attached ── start/DRIVER_OK ──▶ running ── stop, peer gone, closing ──▶ attached … ── close() ──▶ closed
+
+If the coordinator ends, a running endpoint goes on; only control calls fail then, with CoordinatorGone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+
+from vqshm import errors
+from vqshm.errors import (
+    CoordinatorGone,
+    DeadlineExceeded,
+    ForkedHandle,
+    InvalidState,
+    NotFound,
+    PeerGone,
+    ProtocolError,
+    VqshmError,
+)
+from vqshm.host import names, shm
+from vqshm.host.liveness import ProcessId, Watch
+from vqshm.memory import GuestMemory, Region
+from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
+from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, check_peer, close_all
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vqshm.transport import DevicePlan
+
+CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
+
+
+class Endpoint:
+    """One role on one device. Use `Driver.attach` or `Device.attach`. A context manager."""
+
+    role = ""
+
+    def __init__(
+        self,
+        region: str,
+        device: str | None,
+        *,
+        offer: Message,
+        timeout: float | None,
+        strategy: WaitStrategy | None,
+    ) -> None:
+        self.region = region
+        self.strategy = strategy or Adaptive()
+        self.peer: ProcessId | None = None
+        self.coordinator_gone = False
+        self.closing = False  # the coordinator is closing the region
+        self._pid = os.getpid()
+        self._closed = False
+        self._watch: Watch | None = None
+        self._events: list[Message] = []
+        self._bells: list[Notifier] = []
+        deadline = Deadline(timeout)
+        self._open_region()
+        try:
+            self.plan = self._choose(device)
+            self._channel = _connect(region, 2 * len(self.plan.queues))
+            self._attach(offer, deadline)
+        except BaseException:
+            self._let_go()
+            raise
+
+    # -- attaching ---------------------------------------------------------------------------------------------------------
+
+    def _open_region(self) -> None:
+        """Map the region, after its header was checked."""
+        fd, self.header, self._region_plan = names.open_plan(self.region)
+        try:
+            self._mapping: mmap.mmap = shm.map_object(fd, self._region_plan.total_bytes)
+        finally:
+            os.close(fd)
+        first = self._region_plan.manifest_bytes
+        manifest = Manifest(Region(self._mapping, 0, first), self._region_plan)
+        self.manifest = manifest
+        self.memory = GuestMemory([(GUEST_BASE, memoryview(self._mapping)[first:])])
+
+    def _choose(self, device: str | None) -> DevicePlan:
+        devices = self._region_plan.devices
+        if device is not None:
+            return self._region_plan.device(device)
+        if len(devices) > 1:
+            known = ", ".join(plan.name for plan in devices)
+            raise NotFound(f"region {self.region!r} has several devices, name one of: {known}", name=self.region)
+        return devices[0]
+
+    def _attach(self, offer: Message, deadline: Deadline) -> None:
+        me = ProcessId.own()
+        request = {"type": "attach", "role": self.role, "device": self.plan.name, **me._asdict(), **offer}
+        reply, fds = self._ask(request, deadline)
+        count = len(self.plan.queues)
+        try:
+            if reply["type"] != "attached" or len(fds) not in {0, 2 * count}:
+                raise ProtocolError(f"the coordinator answered {reply['type']} with {len(fds)} descriptors to an attach")
+        except BaseException:
+            close_all(fds)
+            raise
+        self.notify = reply["notify"]
+        if self.notify == "eventfd":
+            pending = list(fds)
+            try:
+                while pending:
+                    self._bells.append(EventFd.adopt(pending.pop(0)))
+            finally:
+                close_all(pending)
+        else:
+            kick, call = (Semaphore.open(names.semaphore_name(self.region, p, self.plan.index)) for p in "KC")
+            self._bells = [kick] * count + [call] * count
+        self.kicks, self.calls = self._bells[:count], self._bells[count:]
+        self.cells = self.manifest.device(self.plan.index)
+        self.config = self.manifest.config(self.plan.index)
+
+    # -- control -----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: Message, deadline: Deadline | None = None) -> tuple[Message, tuple[int, ...]]:
+        """One control call. Events that come before the answer are kept. Raises what the coordinator answers."""
+        self._check_usable()
+        if self.coordinator_gone:
+            self._no_coordinator()
+        deadline = deadline or Deadline(CONTROL_TIMEOUT)
+        try:
+            self._channel.send(request, (), deadline)
+            while True:
+                message, fds = self._channel.receive(deadline)
+                if message["type"] != "event":
+                    break
+                self._events.append(message)
+        except DeadlineExceeded:
+            raise DeadlineExceeded(
+                f"the coordinator (process {self.header.pid}) did not answer {request['type']!r} in time"
+            ) from None
+        except PeerGone as error:
+            self.coordinator_gone = True
+            raise CoordinatorGone(f"the coordinator of {self.region!r} is gone: {error}", pid=self.header.pid) from error
+        if message["type"] == "error":
+            raise _rebuilt(message)
+        return message, fds
+
+    def _status(self, value: int, deadline: Deadline | None = None) -> int:
+        """Write the status register; what it holds then."""
+        return int(self._ask({"type": "status", "value": value}, deadline)[0]["value"])
+
+    def _hear(self) -> None:
+        """Take in what the coordinator has sent meanwhile, without waiting."""
+        while not self.coordinator_gone:
+            try:
+                received = self._channel.receive_now()
+            except PeerGone:
+                self.coordinator_gone = True
+                break
+            if received is None:
+                break
+            if received.message["type"] != "event":
+                raise ProtocolError(f"the coordinator sent {received.message['type']!r} unasked")
+            self._events.append(received.message)
+        events, self._events = self._events, []
+        for event in events:
+            if event["what"] == "closing":
+                self.closing = True
+            self._on_event(event)
+
+    def _on_event(self, event: Message) -> None:
+        """React to an event; for the roles."""
+
+    def _watch_peer(self, process: ProcessId) -> None:
+        self._forget_peer()
+        self.peer = process
+        self._watch = Watch(process)
+
+    def _forget_peer(self) -> None:
+        self.peer = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    @property
+    def peer_gone(self) -> bool:
+        """Whether there was a peer and its process has ended."""
+        return self._watch is not None and self._watch.ended
+
+    # -- waiting -----------------------------------------------------------------------------------------------------------
+
+    def park(self, bells: list[Notifier], timeout: float | None) -> None:
+        """Sleep until a doorbell rings, the coordinator speaks, the peer ends, or `timeout` seconds are over."""
+        watch = [] if self.coordinator_gone else [self._channel.fileno()]
+        if self._watch is not None and self._watch.fileno() >= 0 and not self._watch.ended:
+            watch.append(self._watch.fileno())
+        park_on(list(dict.fromkeys(bells)), watch, timeout)
+        self._hear()
+
+    def fileno(self) -> int:
+        """The control connection's descriptor, for event loops that wait for more than doorbells."""
+        return self._channel.fileno()
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the role back. Never raises, may be called twice; buffers still viewed stay mapped until the views die."""
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() == self._pid:
+            with contextlib.suppress(VqshmError, OSError):
+                self._leave()
+        self._let_go()
+
+    def _leave(self) -> None:
+        if not self.coordinator_gone:
+            self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
+
+    def _let_go(self) -> None:
+        self._forget_peer()
+        for bell in self._bells:
+            bell.close()
+        channel: Channel | None = getattr(self, "_channel", None)
+        if channel is not None:
+            channel.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise InvalidState(f"this {self.role} handle is closed")
+        if os.getpid() != self._pid:
+            raise ForkedHandle(f"this {self.role} handle was inherited through fork: attach again in the child", pid=self._pid)
+
+    def _no_coordinator(self) -> NoReturn:
+        raise CoordinatorGone(f"the coordinator of {self.region!r} (process {self.header.pid}) is gone", pid=self.header.pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.region}/{self.plan.name}{' closed' if self._closed else ''}>"
+
+
+def _connect(region: str, max_fds: int) -> Channel:
+    """A control connection to the coordinator of a region that exists."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(str(names.socket_path(region)))
+        check_peer(sock)
+        return Channel(sock, max_fds=max_fds)
+    except OSError as error:
+        sock.close()
+        if isinstance(error, VqshmError):
+            raise
+        raise CoordinatorGone(
+            f"region {region!r} exists, but its coordinator does not answer ({error.strerror}); if it has ended, "
+            "`vqshm clean` removes the region",
+            name=region,
+        ) from error
+
+
+def _rebuilt(message: Message) -> VqshmError:
+    """The error that the coordinator answered."""
+    kind: Any = getattr(errors, message["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, VqshmError):
+        return kind(message["message"])
+    return ProtocolError(f"the coordinator answered an unknown error {message['kind']!r}: {message['message']}")

@@ -1,0 +1,78 @@
+"""Liveness: who a process is, and whether it still runs.
+
+A pid alone proves nothing: it is used again. With its start time (clock ticks since boot, field 22 of /proc/PID/stat) it names
+one process for good. A zombie has ended: it will never touch the memory again. A stopped process has not.
+
+Death is an event, not a silence: a pidfd becomes readable when its process ends, so nobody needs heartbeats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from pathlib import Path
+from typing import NamedTuple
+
+_STATE, _START_TIME = 0, 19  # positions behind the command's name in /proc/PID/stat
+_ENDED = {"Z", "X", "x"}
+
+
+class ProcessId(NamedTuple):
+    """A process, told from every other that had or will have its pid."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """The process that runs under `pid` now; None if none does, or only a zombie."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        fields = stat[stat.rindex(")") + 2 :].split()
+        return None if fields[_STATE] in _ENDED else cls(pid, int(fields[_START_TIME]))
+
+    @classmethod
+    def own(cls) -> ProcessId:
+        """This process."""
+        me = cls.of(os.getpid())
+        assert me is not None  # noqa: S101 - it runs this line
+        return me
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return self.pid > 0 and ProcessId.of(self.pid) == self
+
+
+class Watch:
+    """A pidfd: `fileno()` becomes readable when the process ends. Close it after use."""
+
+    def __init__(self, process: ProcessId) -> None:
+        self.process = process
+        self._fd = -1
+        with contextlib.suppress(ProcessLookupError):
+            self._fd = os.pidfd_open(process.pid)
+        if self._fd >= 0 and not process.alive:  # the pid was used again before it was opened, or a zombie holds it
+            self.close()
+
+    def fileno(self) -> int:
+        """The pidfd, or -1 if the process had ended before it could be watched."""
+        return self._fd
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        if self._fd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def close(self) -> None:
+        """Close the pidfd; the process counts as ended from then on. May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,99 @@
+"""Request: a chain the driver offered, with the buffers it leased for it, until the driver has read the answer.
+
+A lease is a piece of the region, handed out by the driver's pool: `view` is the memory itself, no copy. Buffers of a request go
+back to the pool at `release()`, or on leaving its `with` block; a view used after that raises ValueError, it never shows
+somebody else's bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from vqshm.errors import InvalidState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from vqshm.memory import BufferPool, GuestMemory
+
+
+class Lease:
+    """`count` bytes of shared memory, ours until released."""
+
+    __slots__ = ("_pool", "address", "count", "view")
+
+    def __init__(self, memory: GuestMemory, pool: BufferPool, count: int) -> None:
+        self.address = pool.allocate(count)
+        self.count = count
+        self.view = memory.view(self.address, count)
+        self._pool: BufferPool | None = pool
+
+    @property
+    def buffer(self) -> tuple[int, int]:
+        """(guest address, bytes), as a queue takes it."""
+        return self.address, self.count
+
+    def release(self) -> None:
+        """Give the bytes back. May be called twice."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self.view.release()
+            pool.release(self.address)
+
+
+class Request:
+    """What `Driver.submit` returns: in flight until `done`, then `written` and `output()` tell the answer."""
+
+    __slots__ = ("_readable", "_writable", "done", "offered_at", "queue", "tag", "token", "written")
+
+    def __init__(self, queue: int, readable: Sequence[Lease], writable: Sequence[Lease], tag: Any = None) -> None:
+        self.queue = queue
+        self.tag = tag  # the caller's own
+        self.token = -1  # the queue's, while in flight
+        self.done = False
+        self.written = 0  # bytes the device wrote, over all writable buffers in order
+        self.offered_at = 0.0  # time.perf_counter() at submit, in seconds
+        self._readable = readable
+        self._writable = writable
+
+    def output(self, index: int | None = None) -> bytes:
+        """A copy of what the device wrote: to one writable buffer, or (None) to all of them.
+
+        Only the bytes the device reported as written are returned, never what lay in the buffers before.
+        Raises InvalidState while in flight or after `release`.
+        """
+        return b"".join(self.views() if index is None else [self.views()[index]])
+
+    def views(self) -> list[memoryview]:
+        """What the device wrote, in place: one view for each writable buffer. Raises as `output`."""
+        if not self.done:
+            raise InvalidState("the request is still in flight")
+        if any(lease._pool is None for lease in self._writable):
+            raise InvalidState("the request was released")
+        left = self.written
+        views = []
+        for lease in self._writable:
+            views.append(lease.view[: min(left, lease.count)])
+            left -= min(left, lease.count)
+        return views
+
+    def release(self) -> None:
+        """Give all buffers back. Raises InvalidState while in flight: the device may still write to them."""
+        if self.token >= 0 and not self.done:
+            raise InvalidState("the request is still in flight: its buffers belong to the device")
+        for lease in (*self._readable, *self._writable):
+            lease.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.done:
+            self.release()
+
+    def __repr__(self) -> str:
+        state = f"done, {self.written} bytes" if self.done else "in flight" if self.token >= 0 else "new"
+        return f"<Request on queue {self.queue}: {state}>"

@@ -1,0 +1,114 @@
+"""Shared memory objects: made with their pages reserved, opened with suspicion, removed only by their owner.
+
+posix_ipc makes and opens the names; `multiprocessing.shared_memory` would unlink a region when any process that attached to it
+exits. Pages are reserved when the object is made, so that a full /dev/shm is an error then, and not SIGBUS later. Nobody else
+may read or write it (mode 0600), and an object that belongs to another user is never mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
+
+DIRECTORY: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+PREFIX: Final = "vqshm."
+
+
+def object_name(region: str) -> str:
+    """The POSIX name of a region's shared memory object."""
+    return f"/{PREFIX}{region}"
+
+
+def existing() -> list[str]:
+    """The names of the regions that exist in /dev/shm, whoever made them."""
+    return sorted(path.name.removeprefix(PREFIX) for path in DIRECTORY.glob(f"{PREFIX}*"))
+
+
+def create(region: str, size: int) -> mmap.mmap:
+    """Make the object of `size` bytes, zero-filled, all pages reserved, and map it.
+
+    Raises NameInUse, ShmFull; no name is left behind then.
+    """
+    posix_ipc = _posix_ipc()
+    name = object_name(region)
+    try:
+        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.ExistentialError as error:
+        raise NameInUse(f"shared memory {name} exists already", name=region) from error
+    try:
+        os.fchmod(memory.fd, 0o600)  # whatever the umask was
+        os.posix_fallocate(memory.fd, 0, size)
+        return mmap.mmap(memory.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    except OSError as error:
+        unlink(region)
+        if error.errno in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
+            free = free_bytes()
+            raise ShmFull(
+                f"region {region!r} needs {size:,} bytes of shared memory, {DIRECTORY} has {free:,} free; make the region "
+                "smaller, free stale regions with `vqshm clean`, or enlarge it (mount -o remount,size=…; docker --shm-size)",
+                size=size,
+                free=free,
+            ) from error
+        raise
+    finally:
+        memory.close_fd()
+
+
+def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
+    """(descriptor, size in bytes) of an object of this user; the descriptor is the caller's to close.
+
+    Raises NotFound (the message lists what exists), UntrustedPeer.
+    """
+    posix_ipc = _posix_ipc()
+    try:
+        memory = posix_ipc.SharedMemory(object_name(region), 0, read_only=not writable)
+    except posix_ipc.ExistentialError as error:
+        raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from error
+    except (posix_ipc.PermissionsError, PermissionError) as error:
+        raise UntrustedPeer(f"region {region!r} belongs to another user", name=region) from error
+    fd: int = memory.fd
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077 or not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
+    os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
+    return fd, status.st_size
+
+
+def map_object(fd: int, size: int, *, writable: bool = True) -> mmap.mmap:
+    """Map `size` bytes, all pages present from the start."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection)
+
+
+def unlink(region: str) -> None:
+    """Remove the name; who has it mapped keeps it. Does nothing if it is gone."""
+    posix_ipc = _posix_ipc()
+    try:
+        posix_ipc.unlink_shared_memory(object_name(region))
+    except posix_ipc.ExistentialError:
+        return
+
+
+def free_bytes() -> int:
+    """Bytes free in /dev/shm."""
+    usage = os.statvfs(DIRECTORY)
+    return usage.f_bavail * usage.f_frsize
+
+
+def _listing() -> str:
+    names = existing()
+    return f"these exist: {', '.join(names)}" if names else "none exists; start one with `vqshm coordinator NAME`"
+
+
+def _posix_ipc() -> Any:
+    # On a free-threaded Python importing it turns the GIL back on: only those who make or open regions pay for that.
+    import posix_ipc  # noqa: PLC0415
+
+    return posix_ipc

@@ -1,0 +1,117 @@
+"""Eventfd: a kernel counter that is a file descriptor, so it can be polled, awaited and sent over a Unix socket.
+
+Rules
+- The counter's value means nothing; zero or not zero is the whole message.
+- Whoever holds the descriptor can write to it: a wake-up proves nothing, and a full counter is only a wake-up.
+- A descriptor that came from somebody else is proved to be an eventfd before it is used: reading a pipe or a terminal
+  in its place would block, or take somebody's data.
+
+O_NONBLOCK belongs to the open file, which both sides share. A peer who means harm can take it away and fill the
+counter to 2^64-2; a signal then blocks until the counter is read, or until Ctrl-C. Only a process of our own user gets
+that far, and it could as well send SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from vqshm.errors import InvalidState, ProtocolError
+from vqshm.notify.wait import Deadline, park_on
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_CLOSED: Final = -1
+
+
+class EventFd:
+    """One eventfd, non-blocking and close-on-exec. A context manager."""
+
+    kind: Final = "eventfd"
+
+    def __init__(self, fd: int) -> None:
+        """Own `fd`, which the caller knows to be an eventfd; see `create` and `adopt`."""
+        self._fd = fd
+
+    @classmethod
+    def create(cls) -> Self:
+        """Make one, nothing pending. Raises OSError (EMFILE, ENFILE)."""
+        return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """Own a descriptor that somebody sent.
+
+        Raises: ProtocolError if it is not a plain eventfd; `fd` is closed then.
+        """
+        try:
+            _check_is_eventfd(fd)
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise
+        return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor. Raises InvalidState when closed."""
+        if self._fd == _CLOSED:
+            raise InvalidState("this eventfd is closed")
+        return self._fd
+
+    def signal(self) -> None:
+        """Make a wake-up pending."""
+        try:
+            os.eventfd_write(self.fileno(), 1)
+        except BlockingIOError:
+            return  # the counter is full, so a wake-up is pending as it is
+
+    def clear(self) -> None:
+        """Consume what is pending."""
+        try:
+            os.eventfd_read(self.fileno())
+        except BlockingIOError:
+            return  # there was nothing
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until a wake-up is pending and consume it; False after `timeout` seconds (None: never)."""
+        deadline = Deadline(timeout)
+        while not park_on([self], (), deadline.remaining()):
+            if deadline.expired:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventFd {'closed' if self._fd == _CLOSED else self._fd}>"
+
+
+def _check_is_eventfd(fd: int) -> None:
+    """Raise ProtocolError unless the kernel calls `fd` an eventfd that a read sets back to zero."""
+    try:
+        target = Path(f"/proc/self/fd/{fd}").readlink()
+        details = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise ProtocolError(f"descriptor {fd} cannot be examined: {error}", fd=fd) from error
+    if str(target) != "anon_inode:[eventfd]":
+        raise ProtocolError(f"an eventfd was announced, but descriptor {fd} is {target}", fd=fd)
+    # EFD_SEMAPHORE: a read takes one off the counter, so `clear` would not clear. Older kernels do not tell.
+    if "eventfd-semaphore: 1" in details:
+        raise ProtocolError(f"descriptor {fd} is an eventfd that counts down by one (EFD_SEMAPHORE)", fd=fd)
