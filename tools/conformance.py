@@ -399,7 +399,11 @@ def _in_fresh_interpreter(core: str, args: argparse.Namespace) -> int:
     if core == "compiled":
         probe = subprocess.run(
             [sys.executable, "-c", "import vqshm.core as c; print(c.kind(), c.reason(), sep=': ')"],
-            env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+            env=environment,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if not probe.stdout.startswith("compiled"):
             print(f"no compiled core here ({probe.stdout.strip() or probe.stderr.strip()})", file=sys.stderr)

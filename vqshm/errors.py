@@ -53,7 +53,7 @@ from typing import Any
 
 
 class VqshmError(Exception):
-    """Base of all. `facts` holds what the message says, for programs: queue, index, limit, pid, …"""
+    """Base of all. `facts` holds, for programs, what the message says: queue, index, limit, pid."""
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
@@ -159,7 +159,7 @@ class VersionMismatch(RuleError):
     """A shared region carries another magic, version, size or byte order than this library lays out."""
 
 
-# -- local: the call cannot be served now --------------------------------------------------------------------------------
+# -- local: the call cannot be served now ------------------------------------------------------------------------------
 
 
 class LocalError(VqshmError):
@@ -226,7 +226,7 @@ class MissingExtra(LocalError, ImportError):
     """An optional package is not installed; the message is the pip command."""
 
 
-# -- the peer ------------------------------------------------------------------------------------------------------------
+# -- the peer ----------------------------------------------------------------------------------------------------------
 
 
 class PeerViolation(VqshmError):

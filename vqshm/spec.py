@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# -- sizes and alignments of a split virtqueue [2.7] -----------------------------------------------------------------------
+# -- sizes and alignments of a split virtqueue [2.7] -------------------------------------------------------------------
 MAX_QUEUE_SIZE: Final = 32768  # largest queue size, a power of two [2.7]
 
 DESC_SIZE: Final = 16  # struct virtq_desc {le64 addr; le32 len; le16 flags; le16 next} [2.7.5]
@@ -20,18 +20,18 @@ USED_RING_ALIGN: Final = 4  # [2.7]
 
 MAX_CHAIN_BYTES: Final = 0xFFFF_FFFF  # "MUST NOT … longer than 2^32 bytes in total"; used.len is 32 bits [2.7.5.2]
 
-# -- descriptor flags [2.7.5] ------------------------------------------------------------------------------------------------
+# -- descriptor flags [2.7.5] ------------------------------------------------------------------------------------------
 VIRTQ_DESC_F_NEXT: Final = 1  # the chain goes on at `next`
 VIRTQ_DESC_F_WRITE: Final = 2  # device-writable; otherwise device-readable
 VIRTQ_DESC_F_INDIRECT: Final = 4  # the buffer is a table of descriptors [2.7.5.3]
 VIRTQ_DESC_F_AVAIL: Final = 1 << 7  # packed ring only [2.8.1]
 VIRTQ_DESC_F_USED: Final = 1 << 15  # packed ring only [2.8.1]
 
-# -- ring flags and events ---------------------------------------------------------------------------------------------------
+# -- ring flags and events ---------------------------------------------------------------------------------------------
 VIRTQ_AVAIL_F_NO_INTERRUPT: Final = 1  # driver: please no used-buffer notification (call) [2.7.7]
 VIRTQ_USED_F_NO_NOTIFY: Final = 1  # device: please no available-buffer notification (kick) [2.7.10]
 
-# -- device status bits [2.1] ------------------------------------------------------------------------------------------------
+# -- device status bits [2.1] ------------------------------------------------------------------------------------------
 STATUS_RESET: Final = 0
 STATUS_ACKNOWLEDGE: Final = 1
 STATUS_DRIVER: Final = 2
@@ -41,7 +41,7 @@ STATUS_SUSPEND: Final = 16
 STATUS_DEVICE_NEEDS_RESET: Final = 64
 STATUS_FAILED: Final = 128
 
-# -- feature bits [6]: bit numbers, not masks ----------------------------------------------------------------------------------
+# -- feature bits [6]: bit numbers, not masks --------------------------------------------------------------------------
 VIRTIO_F_INDIRECT_DESC: Final = 28
 VIRTIO_F_EVENT_IDX: Final = 29
 VIRTIO_F_VERSION_1: Final = 32
@@ -58,7 +58,7 @@ VIRTIO_F_SUSPEND: Final = 43
 
 DEVICE_FEATURE_BITS: Final = (*range(24), 41, 42, *range(50, 128))  # bits that belong to the device type [2.2]
 
-# -- device ids [5] ------------------------------------------------------------------------------------------------------------
+# -- device ids [5] ----------------------------------------------------------------------------------------------------
 VIRTIO_ID_NET: Final = 1
 VIRTIO_ID_BLOCK: Final = 2
 VIRTIO_ID_CONSOLE: Final = 3
@@ -68,7 +68,7 @@ VQSHM_ID_ECHO: Final = 0x7601
 VQSHM_ID_CHECKSUM: Final = 0x7602
 VQSHM_ID_ZBLOCK: Final = 0x7603
 
-# -- block device [5.2] ----------------------------------------------------------------------------------------------------------
+# -- block device [5.2] ------------------------------------------------------------------------------------------------
 VIRTIO_BLK_F_SIZE_MAX: Final = 1
 VIRTIO_BLK_F_SEG_MAX: Final = 2
 VIRTIO_BLK_F_RO: Final = 5

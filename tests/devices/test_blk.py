@@ -82,9 +82,17 @@ def test_flush_syncs_the_file(loopback, disk, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     loop = loopback(disk)
+    disk.features_ok(disk.features)
     assert ask(loop, OUT, 0, bytes(512)) == (OK, b"")
     assert synced == []
     assert ask(loop, FLUSH) == (OK, b"")
+    assert synced == [disk.image.fd]
+
+
+def test_writes_are_committed_as_long_as_nobody_said_what_was_negotiated(loopback, disk, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert ask(loopback(disk), OUT, 0, bytes(512)) == (OK, b"")
     assert synced == [disk.image.fd]
 
 

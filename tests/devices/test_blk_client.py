@@ -34,7 +34,7 @@ class Loop:
         self.config = Config(loop.handler.config)
         self.asked = []
 
-    def request(self, readable, *, writable):
+    def request(self, readable, writable, *, timeout):
         self.asked.append((b"".join(bytes(piece) for piece in readable), writable))
         return self.loop.offer(self.asked[-1][0], writable)
 
@@ -47,7 +47,7 @@ class Canned:
         self.features = features
         self.config = Config(BlkConfig(capacity=SECTORS, **config).pack())
 
-    def request(self, readable, *, writable):
+    def request(self, readable, writable, *, timeout):
         return self.reply
 
 

@@ -353,7 +353,7 @@ def test_two_processes_taking_turns_never_sleep_through_one(name, strategy):
     if not atomic.ORDERED:
         pytest.skip("the interpreted core does not order memory between processes here")
     player: dict = {"__name__": "player"}
-    exec(PLAYER, player)  # noqa: S102 - one program for both sides
+    exec(PLAYER, player)
     fd = os.memfd_create("turns")
     os.ftruncate(fd, 4096)
     rounds = 10_000

@@ -96,7 +96,6 @@ def main():
                 add()
                 return driver.needs_kick()
 
-            if indirect:
             traces["add two" + suffix], _ = listener.record(add_two)
             traces["add" + suffix], _ = listener.record(add)
             chain = device.pop()

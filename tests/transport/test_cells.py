@@ -1,4 +1,4 @@
-"""Live cells: each is a word of its own, each side's words lie on lines of their own, and a reader needs no more than to read."""
+"""Each live cell is a word of its own, each side's words lie on lines of their own, and a reader needs only to read."""
 
 from __future__ import annotations
 

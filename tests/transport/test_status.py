@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from vqshm import spec
 from vqshm.errors import NegotiationError
-from vqshm.transport.status import FORBIDDEN, TRANSITIONS, DeviceStatus, Event, State, describe, diagram, state_of, table
+from vqshm.transport.status import (
+    FORBIDDEN,
+    TRANSITIONS,
+    DeviceStatus,
+    Event,
+    State,
+    describe,
+    diagram,
+    state_of,
+    table,
+)
 
 A, D, OK, F = spec.STATUS_ACKNOWLEDGE, spec.STATUS_DRIVER, spec.STATUS_DRIVER_OK, spec.STATUS_FEATURES_OK
 NEEDS_RESET, FAILED, SUSPEND = spec.STATUS_DEVICE_NEEDS_RESET, spec.STATUS_FAILED, spec.STATUS_SUSPEND

@@ -90,6 +90,7 @@ class Blk:
         self.features = self._offer(queues)
         self.config = self._configuration(queues, queue_size).pack()
         self.accepted = self.features
+        self._write_through = True  # until a driver is known to flush
         self.unanswered = 0  # requests without a status byte, or with one that is not in guest memory
         self.failed = 0  # requests that ended with IOERR or UNSUPP
         self.last_error: OSError | None = None  # what the file said last, when it failed
@@ -107,8 +108,12 @@ class Blk:
         self.image.close()
 
     def features_ok(self, features: int) -> None:
-        """The driver accepted these features: from now on, what needs another one is refused."""
+        """The driver accepted these features: what needs another one is refused from now on.
+
+        Before this is called all features count as accepted, but every write is committed at once.
+        """
         self.accepted = features
+        self._write_through = not features & _FLUSH
 
     def handle(self, chain: DescriptorChain) -> int:
         """Bytes written: all that are writable, the status last; 0 where not even that can be written."""
@@ -221,7 +226,7 @@ class Blk:
 
     def _commit(self) -> None:
         """A driver that cannot flush needs each write stable when it completes [5.2.6.2]."""
-        if not self.accepted & _FLUSH:
+        if self._write_through:
             self.image.flush()
 
     # -- what is offered -----------------------------------------------------------------------------------------------

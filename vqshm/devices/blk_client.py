@@ -28,6 +28,7 @@ from vqshm.devices.blk_layout import (
 from vqshm.errors import LocalError, PeerViolation, RuleError
 
 TRANSFER: Final = 128 << 10  # bytes of one request, unless told otherwise
+TIMEOUT: Final = 30.0  # seconds: a flush may take a while
 _NAMES: Final = {
     spec.VIRTIO_BLK_T_IN: "IN",
     spec.VIRTIO_BLK_T_OUT: "OUT",
@@ -65,17 +66,21 @@ class Requester(Protocol):
     def config(self) -> ConfigReader:
         """The device's configuration space."""
 
-    def request(self, readable: Any, /, *, writable: int) -> Any:
+    def request(self, readable: Any, /, writable: int, *, timeout: float | None) -> Any:
         """Pass one chain: readable pieces, one writable buffer of so many bytes; the bytes that the device wrote."""
 
 
 class BlkClient:
-    """A disk, seen through `driver`. Reads and writes of any length go out in requests of up to `transfer` bytes."""
+    """A disk, seen through `driver`. Reads and writes of any length go out in requests of up to `transfer` bytes.
 
-    def __init__(self, driver: Requester, *, transfer: int = TRANSFER) -> None:
+    `timeout`: seconds that one request may take, None for ever; then it raises what the driver raises.
+    """
+
+    def __init__(self, driver: Requester, *, transfer: int = TRANSFER, timeout: float | None = TIMEOUT) -> None:
         if transfer < SECTOR:
             raise ValueError(f"a request transfers at least {SECTOR} bytes")
         self.driver = driver
+        self.timeout = timeout
         self.transfer = transfer // SECTOR * SECTOR
         self.read_only = self._has(spec.VIRTIO_BLK_F_RO)
 
@@ -153,7 +158,7 @@ class BlkClient:
         """Pass one request and return the `writable` bytes that came in front of the status."""
         header = pack_header(kind, sector)
         pieces: Sequence[Any] = [header, data] if len(data) else [header]
-        reply = bytes(self.driver.request(pieces, writable=writable + 1))
+        reply = bytes(self.driver.request(pieces, writable=writable + 1, timeout=self.timeout))
         if len(reply) != writable + 1:
             raise PeerViolation(f"{_NAMES[kind]}: {len(reply)} bytes came back instead of {writable + 1}: no status")
         status = reply[-1]

@@ -1,13 +1,13 @@
 """Coordinator: makes a region, publishes it, and keeps the register of each device in it.
 
-It takes no part in the exchange of buffers: once a device runs, driver and device meet in the region and ring each other's
-doorbells. If the coordinator dies, they go on.
+It takes no part in the exchange of buffers: once a device runs, driver and device meet in the region and ring each
+other's doorbells. If the coordinator dies, they go on.
 
     with Coordinator("demo", [DeviceSpec("echo0", VQSHM_ID_ECHO)]) as coordinator:
         coordinator.serve()          # until close(), Ctrl-C, or the moment `stop` becomes readable
 
-One process, one thread, one poll loop. No client can hold up another: nothing here blocks on a client, and one that misbehaves
-or does not read is dropped.
+One process, one thread, one poll loop. No client can hold up another: nothing here blocks on a client, and one that
+misbehaves or does not read is dropped.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Coordinator:
         self.notify: Kind = notify
         self.plan = plan(devices)
         if notify == "eventfd" and any(2 * len(device.queues) > MAX_FDS for device in devices):
-            raise RuleError(f"with eventfd a device has at most {MAX_FDS // 2} queues: its doorbells travel in one message")
+            raise RuleError(
+                f"with eventfd a device has at most {MAX_FDS // 2} queues: its doorbells travel in one message"
+            )
         self._pid = os.getpid()
         self._closed = False
         self._clients: dict[int, _Client] = {}
@@ -103,7 +105,9 @@ class Coordinator:
         for device in self.plan.devices:
             kicks, calls = self._doorbells(device.index, len(device.queues))
             self._slots.append(Slot(device, manifest.device(device.index), manifest.config(device.index), kicks, calls))
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
         path = names.socket_path(self.name)
         self._listener.bind(str(path))
         path.chmod(0o600)
@@ -111,22 +115,20 @@ class Coordinator:
         self._poller.register(self._listener, select.POLLIN)
         me = ProcessId.own()
         # Last, and its magic last of all: from here on the region can be found.
-        write_manifest(
-            region, self.plan, name=self.name, pid=me.pid, start_time=me.start_time, notify=self.notify
-        )
+        write_manifest(region, self.plan, name=self.name, pid=me.pid, start_time=me.start_time, notify=self.notify)
 
     def _doorbells(self, device: int, queues: int) -> tuple[list[Notifier], list[Notifier]]:
-        """The kicks and the calls of a device: an eventfd for each queue, or one semaphore for all, as none can be polled."""
+        """The kicks and the calls of a device: an eventfd for each queue, or one semaphore, as none can be polled."""
         if self.notify == "eventfd":
             return [EventFd.create() for _ in range(queues)], [EventFd.create() for _ in range(queues)]
         kick, call = (Semaphore.create(names.semaphore_name(self.name, purpose, device)) for purpose in "KC")
         self._semaphores += [kick, call]
         return [kick] * queues, [call] * queues
 
-    # -- serving -----------------------------------------------------------------------------------------------------------
+    # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, stop: int = -1) -> None:
-        """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception (Ctrl-C) comes through."""
+        """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception comes (Ctrl-C)."""
         if stop >= 0:
             self._poller.register(stop, select.POLLIN)
         while not self._closed:
@@ -134,7 +136,10 @@ class Coordinator:
                 return
 
     def step(self, timeout: float | None = 0.0) -> list[int]:
-        """Serve what is there, waiting for it at most `timeout` seconds (None: for ever); descriptors that were ready."""
+        """Serve what is there, waiting for it at most `timeout` seconds (None: for ever).
+
+        Descriptors that were ready.
+        """
         for client in self._clients.values():
             self._poller.modify(client.channel, client.channel.events)
         ready = [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
@@ -156,9 +161,10 @@ class Coordinator:
             return  # the peer left again, or descriptors ran out: others go on, and it may try again
         try:
             peer = check_peer(connection)
-            if len(self._clients) >= MAX_CLIENTS:
-                raise UntrustedPeer(f"more than {MAX_CLIENTS} connections")
         except UntrustedPeer:
+            connection.close()
+            return
+        if len(self._clients) >= MAX_CLIENTS:
             connection.close()
             return
         client = _Client(Channel(connection), peer.pid)
@@ -237,7 +243,12 @@ class Coordinator:
     def _listing(self) -> Message:
         me = ProcessId.own()
         devices = [
-            {"name": slot.plan.name, "device_id": slot.plan.device_id, "queues": len(slot.plan.queues), **slot.attached()}
+            {
+                "name": slot.plan.name,
+                "device_id": slot.plan.device_id,
+                "queues": len(slot.plan.queues),
+                **slot.attached(),
+            }
             for slot in self._slots
         ]
         return {"type": "listing", "region": self.name, **me._asdict(), "devices": devices}
@@ -255,10 +266,13 @@ class Coordinator:
         if client.slot is not None:
             client.slot.lost(client)
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Tell everybody, close the sockets, remove the names. Who has the region mapped keeps it. May be called twice."""
+        """Tell everybody, close the sockets, remove the names.
+
+        Who has the region mapped keeps it. May be called twice.
+        """
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
@@ -274,7 +288,7 @@ class Coordinator:
                 self._remove()
 
     def _is_ours(self) -> bool:
-        """Whether the name still leads to our region, or to nothing: a third party may have removed and made it anew."""
+        """Whether the name still leads to our region, or to nothing: somebody may have removed it and made another."""
         try:
             return names.look_at(self.name).owner == ProcessId.own()
         except NotFound:

@@ -9,8 +9,8 @@
             written = chain.writer().write(chain.reader().read())
             device.complete(chain, written)
 
-Queues are served in turn, one chain each, so that a busy one cannot starve the others. A chain that breaks a rule of the
-specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET), the other queues go on.
+Queues are served in turn, one chain each, so that a busy one cannot starve the others. A chain that breaks a rule of
+the specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET), the other queues go on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation
 from vqshm.host.endpoint import Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.notify import Deadline, Notifier, WaitStrategy
-from vqshm.ring import DeviceQueue, QueueConfig
 
 if TYPE_CHECKING:
-    from vqshm.ring import DescriptorChain
+    from vqshm.ring import DescriptorChain, DeviceQueue
     from vqshm.transport import DeviceCounters, Message, QueuePlan
 
 log = logging.getLogger("vqshm.device")
@@ -52,7 +51,9 @@ class Handler(Protocol):
 class DevicePort:
     """One queue of a running device."""
 
-    def __init__(self, plan: QueuePlan, queue: DeviceQueue, kick: Notifier, call: Notifier, cells: DeviceCounters) -> None:
+    def __init__(
+        self, plan: QueuePlan, queue: DeviceQueue, kick: Notifier, call: Notifier, cells: DeviceCounters
+    ) -> None:
         self.number = plan.number
         self.queue = queue
         self.kick = kick
@@ -105,7 +106,6 @@ class Device(Endpoint):
         return cls(region, device, offer=offer, timeout=timeout, strategy=strategy)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.features = 0  # negotiated, while running
         self.ports: list[DevicePort] = []
         self._by_queue: dict[DeviceQueue, DevicePort] = {}
         self._turn = 0
@@ -117,7 +117,7 @@ class Device(Endpoint):
         """Whether a driver has set DRIVER_OK and its queues are served."""
         return bool(self.ports)
 
-    # -- life --------------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     def wait_driver(self, timeout: float | None = None) -> int:
         """Wait until a driver has set DRIVER_OK; the negotiated features.
@@ -136,7 +136,10 @@ class Device(Endpoint):
         return self.features
 
     def serve(self, handler: Handler) -> None:
-        """Serve driver after driver until the region closes. An exception in the handler completes its chain with 0 bytes."""
+        """Serve driver after driver until the region closes.
+
+        An exception in the handler completes its chain with 0 bytes.
+        """
         while True:
             try:
                 self.wait_driver()
@@ -162,15 +165,9 @@ class Device(Endpoint):
         self.features = features
         self._stopping = False
         for plan in self.plan.queues:
-            config = QueueConfig(
-                plan.layout,
-                event_idx=bool(features >> spec.VIRTIO_F_EVENT_IDX & 1),
-                indirect=bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1),
-                name=f"{self.region}/{self.plan.name} queue {plan.number}",
-            )
+            queue = self._queue_config(plan).device(self.memory)
             kick, call = self.kicks[plan.number], self.calls[plan.number]
-            cells = self.manifest.queue(plan.index).device
-            self.ports.append(DevicePort(plan, config.device(self.memory), kick, call, cells))
+            self.ports.append(DevicePort(plan, queue, kick, call, self.manifest.queue(plan.index).device))
         self._by_queue = {port.queue: port for port in self.ports}
 
     def _stop(self) -> None:
@@ -184,7 +181,7 @@ class Device(Endpoint):
         if not (self.coordinator_gone or self.closing):
             self._ask({"type": "stopped"})
 
-    # -- chains ------------------------------------------------------------------------------------------------------------
+    # -- chains --------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[DescriptorChain]:
         """Chains as they come, from all queues in turn; ends when the driver resets the device, leaves or dies.
@@ -237,7 +234,7 @@ class Device(Endpoint):
         """Change the configuration space; a running driver is told."""
         self._ask({"type": "config", "offset": offset, "data": bytes(data)})
 
-    # -- inside ------------------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _pop(self) -> DescriptorChain | None:
         """A chain from the next queue in turn that has one."""
@@ -288,5 +285,3 @@ class Device(Endpoint):
         if self.running:
             self._show_counts()
         super()._leave()
-
-

@@ -8,7 +8,8 @@
             with request:
                 use(request.written, request.views())
 
-Attaching walks through the device's initialisation [3.1.1]: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK, queues, DRIVER_OK.
+Attaching walks through the device's initialisation [3.1.1]: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK, queues,
+DRIVER_OK.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from vqshm.host.liveness import ProcessId
 from vqshm.host.request import Lease, Request
 from vqshm.memory import BufferPool
 from vqshm.notify import Deadline, Notifier, WaitStrategy
-from vqshm.ring import DriverQueue, QueueConfig
 from vqshm.transport import features as feature_bits
 
 if TYPE_CHECKING:
     from vqshm.memory import GuestMemory
-    from vqshm.ring import SplitLayout
+    from vqshm.ring import DriverQueue, QueueConfig, SplitLayout
     from vqshm.transport import DriverCounters, Message, QueuePlan
 
 SHOW_EVERY = 64  # chains; a busy side shows its counters so often, an idle one before it sleeps
@@ -50,7 +50,13 @@ class DriverPort:
     """One queue of a running driver: the ring half, its buffers, its requests in flight."""
 
     def __init__(
-        self, memory: GuestMemory, plan: QueuePlan, config: QueueConfig, kick: Notifier, call: Notifier, cells: DriverCounters
+        self,
+        memory: GuestMemory,
+        plan: QueuePlan,
+        config: QueueConfig,
+        kick: Notifier,
+        call: Notifier,
+        cells: DriverCounters,
     ) -> None:
         _clear(memory, plan.layout)
         self.number = plan.number
@@ -96,8 +102,8 @@ class DriverPort:
 
     def offer(self, request: Request) -> None:
         """Make a request available to the device. Raises QueueFull."""
-        readable = [lease.buffer for lease in request._readable]
-        request.token = self.queue.add(readable, [lease.buffer for lease in request._writable])
+        readable = [lease.buffer for lease in request.readable]
+        request.token = self.queue.add(readable, [lease.buffer for lease in request.writable])
         self.in_flight[request.token] = request
         request.offered_at = time.perf_counter()
         self.counts["added"] += 1
@@ -132,7 +138,10 @@ class DriverPort:
             setattr(self._cells, name, value)
 
     def take_back(self) -> list[Request]:
-        """After a reset: every request that was in flight; its buffers are the driver's again, its answer never came."""
+        """After a reset: every request that was in flight.
+
+        Its buffers are the driver's again, its answer never came.
+        """
         lost = [self.in_flight.pop(token) for token in self.queue.detach_unused()]
         for request in lost:
             request.done = True
@@ -159,8 +168,8 @@ class Driver(Endpoint):
     ) -> Self:
         """Take the driver's role, wait for the device, and initialise it.
 
-        `device`: its name in the region; None if there is only one. `features`, `required`: masks of device-type bits that are
-        wanted if offered, or insisted on. `event_idx`, `indirect`: use these ring features if offered.
+        `device`: its name in the region; None if there is only one. `features`, `required`: masks of device-type bits
+        that are wanted if offered, or insisted on. `event_idx`, `indirect`: use these ring features if offered.
 
         Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, PeerGone, UntrustedPeer, VersionMismatch, and
         DeadlineExceeded if no device attaches in `timeout` seconds.
@@ -180,7 +189,6 @@ class Driver(Endpoint):
         return driver
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.features = 0  # negotiated
         self.ports: list[DriverPort] = []
         self._offered = 0
         self._wanted = self._required = 0
@@ -188,7 +196,7 @@ class Driver(Endpoint):
         self._early: list[Request] = []  # reaped by `request()` while it waited for its own
         super().__init__(*args, **kwargs)
 
-    # -- life --------------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     def _wait_device(self, deadline: Deadline) -> None:
         self._hear()
@@ -208,8 +216,6 @@ class Driver(Endpoint):
             accepted = feature_bits.negotiate(self._offered, self._wanted, self._required)
             self._ask({"type": "features", "bits": accepted}, deadline)
             status = self._status(status | spec.STATUS_FEATURES_OK, deadline)
-            if not status & spec.STATUS_FEATURES_OK:
-                raise NegotiationError(f"the device does not accept {', '.join(feature_bits.names(accepted))}")
         except NegotiationError:
             self._status(status | spec.STATUS_FAILED, deadline)
             raise
@@ -220,17 +226,12 @@ class Driver(Endpoint):
     def _set_up_queues(self) -> None:
         self.ports = []
         for plan in self.plan.queues:
-            config = QueueConfig(
-                plan.layout,
-                event_idx=bool(self.features >> spec.VIRTIO_F_EVENT_IDX & 1),
-                indirect=bool(self.features >> spec.VIRTIO_F_INDIRECT_DESC & 1),
-                name=f"{self.region}/{self.plan.name} queue {plan.number}",
-            )
+            config = self._queue_config(plan)
             kick, call = self.kicks[plan.number], self.calls[plan.number]
             self.ports.append(DriverPort(self.memory, plan, config, kick, call, self.manifest.queue(plan.index).driver))
 
     def reset(self, timeout: float | None = 5.0) -> list[Request]:
-        """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again [2.4].
+        """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again.
 
         Waits for a new device process if the old one ended. Raises DeadlineExceeded, CoordinatorGone, NegotiationError.
         """
@@ -254,13 +255,15 @@ class Driver(Endpoint):
         elif event["what"] == "needs_reset":
             self._reset_wanted = event.get("reason", "no reason given")
 
-    # -- requests ----------------------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------------------
 
-    def submit(self, readable: Sequence[Any] = (), writable: Sequence[int] = (), *, queue: int = 0, tag: Any = None) -> Request:
+    def submit(
+        self, readable: Sequence[Any] = (), writable: Sequence[int] = (), *, queue: int = 0, tag: Any = None
+    ) -> Request:
         """Offer a chain: copies of the `readable` pieces, and empty buffers of `writable` bytes each. Does not kick.
 
-        Raises QueueFull (too few descriptors), OutOfBuffers, InvalidChain, PeerGone, DeviceNeedsReset, ValueError/TypeError for
-        a piece that is no contiguous buffer.
+        Raises QueueFull (too few descriptors), OutOfBuffers, InvalidChain, PeerGone, DeviceNeedsReset,
+        ValueError/TypeError for a piece that is no contiguous buffer.
         """
         self._check_running()
         return self._port(queue).submit(readable, writable, tag)
@@ -275,8 +278,8 @@ class Driver(Endpoint):
         """The requests the device returned: all that are there, after waiting for the first at most `timeout` seconds.
 
         Yields nothing if nothing is in flight. Kicks what was submitted before. The caller releases each request.
-        Raises DeadlineExceeded, PeerGone (with what is in flight), DeviceNeedsReset, and the PeerViolation of a device that
-        breaks a rule.
+        Raises DeadlineExceeded, PeerGone (with what is in flight), DeviceNeedsReset, and the PeerViolation of a device
+        that breaks a rule.
         """
         request = self._reap_any()
         if request is None and self.in_flight:
@@ -292,13 +295,15 @@ class Driver(Endpoint):
     ) -> bytes:
         """Offer one chain, kick, wait for it, and return the bytes the device wrote.
 
-        `readable`: a buffer, or a list of pieces. `writable`: bytes for the answer, or a list of buffer sizes. Waits for room in
-        the queue, too. Raises as `submit` and `completed`.
+        `readable`: a buffer, or a list of pieces. `writable`: bytes for the answer, or a list of buffer sizes. Waits
+        for room in the queue, too. Raises as `submit` and `completed`.
         """
         pieces = readable if isinstance(readable, list | tuple) else [readable]
-        sizes = writable if isinstance(writable, list | tuple) else [writable] if writable else []
+        sizes = [writable] if isinstance(writable, int) else writable
         deadline = Deadline(timeout)
-        mine = self._submit_when_room([p for p in pieces if memoryview(p).nbytes], sizes, queue, deadline)
+        mine = self._submit_when_room(
+            [piece for piece in pieces if memoryview(piece).nbytes], [size for size in sizes if size], queue, deadline
+        )
         self.kick(queue)
         while not mine.done:
             self._wait(self._ready, deadline)
@@ -312,7 +317,7 @@ class Driver(Endpoint):
         """Requests the device has not returned yet, over all queues."""
         return sum(len(port.in_flight) for port in self.ports)
 
-    # -- inside ------------------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _port(self, queue: int) -> DriverPort:
         if not 0 <= queue < len(self.ports):
@@ -382,8 +387,8 @@ class Driver(Endpoint):
     def _raise_gone(self) -> NoReturn:
         assert self.peer is not None  # noqa: S101 - peer_gone looked
         raise PeerGone(
-            f"the device of {self.region}/{self.plan.name}, process {self.peer.pid}, ended with {self.in_flight} requests in "
-            "flight; reset() waits for a new one",
+            f"the device of {self.region}/{self.plan.name}, process {self.peer.pid}, ended; {self.in_flight} requests "
+            "were in flight; reset() waits for a new one",
             pid=self.peer.pid,
             role="device",
             in_flight=self.in_flight,

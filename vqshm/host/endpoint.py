@@ -1,7 +1,8 @@
 """Endpoint: what driver and device have in common: one role on one device of a region.
 
-An endpoint maps the region, holds the control connection, the doorbells and a watch on the peer's process, and waits on all of
-them at once. No threads: whatever the coordinator or the kernel has to say is heard while the endpoint waits or calls.
+An endpoint maps the region, holds the control connection, the doorbells and a watch on the peer's process, and waits on
+all of them at once. No threads: whatever the coordinator or the kernel has to say is heard while the endpoint waits or
+calls.
 
     attached ── start/DRIVER_OK ──▶ running ── stop, peer gone, closing ──▶ attached … ── close() ──▶ closed
 
@@ -11,12 +12,11 @@ If the coordinator ends, a running endpoint goes on; only control calls fail the
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
-from vqshm import errors
+from vqshm import errors, spec
 from vqshm.errors import (
     CoordinatorGone,
     DeadlineExceeded,
@@ -31,12 +31,14 @@ from vqshm.host import names, shm
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.memory import GuestMemory, Region
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
+from vqshm.ring import QueueConfig
 from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, check_peer, close_all
 
 if TYPE_CHECKING:
+    import mmap
     from types import TracebackType
 
-    from vqshm.transport import DevicePlan
+    from vqshm.transport import DevicePlan, QueuePlan
 
 CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
 
@@ -57,6 +59,7 @@ class Endpoint:
     ) -> None:
         self.region = region
         self.strategy = strategy or Adaptive()
+        self.features = 0  # negotiated
         self.peer: ProcessId | None = None
         self.coordinator_gone = False
         self.closing = False  # the coordinator is closing the region
@@ -75,7 +78,7 @@ class Endpoint:
             self._let_go()
             raise
 
-    # -- attaching ---------------------------------------------------------------------------------------------------------
+    # -- attaching -----------------------------------------------------------------------------------------------------
 
     def _open_region(self) -> None:
         """Map the region, after its header was checked."""
@@ -103,13 +106,10 @@ class Endpoint:
         request = {"type": "attach", "role": self.role, "device": self.plan.name, **me._asdict(), **offer}
         reply, fds = self._ask(request, deadline)
         count = len(self.plan.queues)
-        try:
-            if reply["type"] != "attached" or len(fds) not in {0, 2 * count}:
-                raise ProtocolError(f"the coordinator answered {reply['type']} with {len(fds)} descriptors to an attach")
-        except BaseException:
+        self.notify = reply.get("notify")
+        if reply["type"] != "attached" or len(fds) != (2 * count if self.notify == "eventfd" else 0):
             close_all(fds)
-            raise
-        self.notify = reply["notify"]
+            raise ProtocolError(f"the coordinator answered {reply['type']} with {len(fds)} descriptors to an attach")
         if self.notify == "eventfd":
             pending = list(fds)
             try:
@@ -118,13 +118,23 @@ class Endpoint:
             finally:
                 close_all(pending)
         else:
-            kick, call = (Semaphore.open(names.semaphore_name(self.region, p, self.plan.index)) for p in "KC")
-            self._bells = [kick] * count + [call] * count
+            for purpose in "KC":
+                bell = Semaphore.open(names.semaphore_name(self.region, purpose, self.plan.index))
+                self._bells += [bell] * count
         self.kicks, self.calls = self._bells[:count], self._bells[count:]
         self.cells = self.manifest.device(self.plan.index)
         self.config = self.manifest.config(self.plan.index)
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    def _queue_config(self, plan: QueuePlan) -> QueueConfig:
+        """How both sides run a queue under the negotiated features."""
+        return QueueConfig(
+            plan.layout,
+            event_idx=bool(self.features >> spec.VIRTIO_F_EVENT_IDX & 1),
+            indirect=bool(self.features >> spec.VIRTIO_F_INDIRECT_DESC & 1),
+            name=f"{self.region}/{self.plan.name} queue {plan.number}",
+        )
+
+    # -- control -------------------------------------------------------------------------------------------------------
 
     def _ask(self, request: Message, deadline: Deadline | None = None) -> tuple[Message, tuple[int, ...]]:
         """One control call. Events that come before the answer are kept. Raises what the coordinator answers."""
@@ -145,7 +155,9 @@ class Endpoint:
             ) from None
         except PeerGone as error:
             self.coordinator_gone = True
-            raise CoordinatorGone(f"the coordinator of {self.region!r} is gone: {error}", pid=self.header.pid) from error
+            raise CoordinatorGone(
+                f"the coordinator of {self.region!r} is gone: {error}", pid=self.header.pid
+            ) from error
         if message["type"] == "error":
             raise _rebuilt(message)
         return message, fds
@@ -192,7 +204,7 @@ class Endpoint:
         """Whether there was a peer and its process has ended."""
         return self._watch is not None and self._watch.ended
 
-    # -- waiting -----------------------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------------------------
 
     def park(self, bells: list[Notifier], timeout: float | None) -> None:
         """Sleep until a doorbell rings, the coordinator speaks, the peer ends, or `timeout` seconds are over."""
@@ -206,10 +218,13 @@ class Endpoint:
         """The control connection's descriptor, for event loops that wait for more than doorbells."""
         return self._channel.fileno()
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the role back. Never raises, may be called twice; buffers still viewed stay mapped until the views die."""
+        """Give the role back.
+
+        Never raises, may be called twice; buffers still viewed stay mapped until the views die.
+        """
         if self._closed:
             return
         self._closed = True
@@ -234,10 +249,14 @@ class Endpoint:
         if self._closed:
             raise InvalidState(f"this {self.role} handle is closed")
         if os.getpid() != self._pid:
-            raise ForkedHandle(f"this {self.role} handle was inherited through fork: attach again in the child", pid=self._pid)
+            raise ForkedHandle(
+                f"this {self.role} handle was inherited through fork: attach again in the child", pid=self._pid
+            )
 
     def _no_coordinator(self) -> NoReturn:
-        raise CoordinatorGone(f"the coordinator of {self.region!r} (process {self.header.pid}) is gone", pid=self.header.pid)
+        raise CoordinatorGone(
+            f"the coordinator of {self.region!r} (process {self.header.pid}) is gone", pid=self.header.pid
+        )
 
     def __enter__(self) -> Self:
         return self

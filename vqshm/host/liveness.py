@@ -1,7 +1,7 @@
 """Liveness: who a process is, and whether it still runs.
 
-A pid alone proves nothing: it is used again. With its start time (clock ticks since boot, field 22 of /proc/PID/stat) it names
-one process for good. A zombie has ended: it will never touch the memory again. A stopped process has not.
+A pid alone proves nothing: it is used again. With its start time (clock ticks since boot, field 22 of /proc/PID/stat)
+it names one process for good. A zombie has ended: it will never touch the memory again. A stopped process has not.
 
 Death is an event, not a silence: a pidfd becomes readable when its process ends, so nobody needs heartbeats.
 """

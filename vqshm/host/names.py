@@ -7,9 +7,9 @@
 
 RUNTIME is $VQSHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/vqshm, else a private directory in /tmp; mode 0700 and ours.
 
-A name is stale if its coordinator has ended. A region whose header has no magic yet was left half made: whoever makes one holds
-the lock until the header is complete, so under the lock such an object has no maker any more. What carries another magic or
-version is not ours to judge, and is left alone.
+A name is stale if its coordinator has ended. A region whose header has no magic yet was left half made: whoever makes
+one holds the lock until the header is complete, so under the lock such an object has no maker any more. What carries
+another magic or version is not ours to judge, and is left alone.
 """
 
 from __future__ import annotations
@@ -136,7 +136,10 @@ def semaphore_name(region: str, purpose: str, device: int) -> str:
 
 
 def remove(region: str) -> None:
-    """Remove everything a region left behind. The caller holds the lock and knows that its owner has ended, or is itself it."""
+    """Remove everything a region left behind.
+
+    The caller holds the lock and knows that its owner has ended, or is itself it.
+    """
     with contextlib.suppress(FileNotFoundError):
         socket_path(region).unlink()
     for path in shm.DIRECTORY.glob(f"sem.{shm.PREFIX}{region}.[KC]*"):

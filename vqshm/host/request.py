@@ -1,8 +1,8 @@
 """Request: a chain the driver offered, with the buffers it leased for it, until the driver has read the answer.
 
-A lease is a piece of the region, handed out by the driver's pool: `view` is the memory itself, no copy. Buffers of a request go
-back to the pool at `release()`, or on leaving its `with` block; a view used after that raises ValueError, it never shows
-somebody else's bytes.
+A lease is a piece of the region, handed out by the driver's pool: `view` is the memory itself, no copy. Buffers of a
+request go back to the pool at `release()`, or on leaving its `with` block; a view used after that raises ValueError, it
+never shows somebody else's bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Lease:
         """(guest address, bytes), as a queue takes it."""
         return self.address, self.count
 
+    @property
+    def released(self) -> bool:
+        """Whether the bytes were given back."""
+        return self._pool is None
+
     def release(self) -> None:
         """Give the bytes back. May be called twice."""
         pool, self._pool = self._pool, None
@@ -45,7 +50,7 @@ class Lease:
 class Request:
     """What `Driver.submit` returns: in flight until `done`, then `written` and `output()` tell the answer."""
 
-    __slots__ = ("_readable", "_writable", "done", "offered_at", "queue", "tag", "token", "written")
+    __slots__ = ("done", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
 
     def __init__(self, queue: int, readable: Sequence[Lease], writable: Sequence[Lease], tag: Any = None) -> None:
         self.queue = queue
@@ -54,8 +59,8 @@ class Request:
         self.done = False
         self.written = 0  # bytes the device wrote, over all writable buffers in order
         self.offered_at = 0.0  # time.perf_counter() at submit, in seconds
-        self._readable = readable
-        self._writable = writable
+        self.readable = readable
+        self.writable = writable
 
     def output(self, index: int | None = None) -> bytes:
         """A copy of what the device wrote: to one writable buffer, or (None) to all of them.
@@ -69,11 +74,11 @@ class Request:
         """What the device wrote, in place: one view for each writable buffer. Raises as `output`."""
         if not self.done:
             raise InvalidState("the request is still in flight")
-        if any(lease._pool is None for lease in self._writable):
+        if any(lease.released for lease in self.writable):
             raise InvalidState("the request was released")
         left = self.written
         views = []
-        for lease in self._writable:
+        for lease in self.writable:
             views.append(lease.view[: min(left, lease.count)])
             left -= min(left, lease.count)
         return views
@@ -82,7 +87,7 @@ class Request:
         """Give all buffers back. Raises InvalidState while in flight: the device may still write to them."""
         if self.token >= 0 and not self.done:
             raise InvalidState("the request is still in flight: its buffers belong to the device")
-        for lease in (*self._readable, *self._writable):
+        for lease in (*self.readable, *self.writable):
             lease.release()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
 """Shared memory objects: made with their pages reserved, opened with suspicion, removed only by their owner.
 
-posix_ipc makes and opens the names; `multiprocessing.shared_memory` would unlink a region when any process that attached to it
-exits. Pages are reserved when the object is made, so that a full /dev/shm is an error then, and not SIGBUS later. Nobody else
-may read or write it (mode 0600), and an object that belongs to another user is never mapped.
+posix_ipc makes and opens the names; `multiprocessing.shared_memory` would unlink a region when any process that
+attached to it exits. Pages are reserved when the object is made, so that a full /dev/shm is an error then, and not
+SIGBUS later. Nobody else may read or write it (mode 0600), and an object that belongs to another user is never mapped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
 
-DIRECTORY: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+DIRECTORY: Final = Path("/dev/shm")  # where POSIX shared memory lives on Linux
 PREFIX: Final = "vqshm."
 
 
@@ -50,8 +50,9 @@ def create(region: str, size: int) -> mmap.mmap:
         if error.errno in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
             free = free_bytes()
             raise ShmFull(
-                f"region {region!r} needs {size:,} bytes of shared memory, {DIRECTORY} has {free:,} free; make the region "
-                "smaller, free stale regions with `vqshm clean`, or enlarge it (mount -o remount,size=…; docker --shm-size)",
+                f"region {region!r} needs {size:,} bytes of shared memory, {DIRECTORY} has {free:,} free; make the "
+                "region smaller, remove stale ones with `vqshm clean`, or enlarge it (mount -o remount,size=…; docker "
+                "--shm-size)",
                 size=size,
                 free=free,
             ) from error

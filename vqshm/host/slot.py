@@ -9,8 +9,8 @@
     status …|DRIVER_OK ────────▶ ── start(features) ──────────────────────────▶ serves the queues
            ◀──── needs_reset ─── DEVICE_NEEDS_RESET ◀──────────── needs_reset ──
 
-The slot believes neither side: each message is judged by the state of the register. A reset is answered only after the device
-has let go (or has ended), because from then on the driver takes its buffers back [2.4].
+The slot believes neither side: each message is judged by the state of the register. A reset is answered only after the
+device has let go (or has ended), because from then on the driver takes its buffers back [2.4].
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Slot:
         self._running = False  # the device was started and has not said "stopped"
         self._resetting: Client | None = None  # the driver that waits for its reset
 
-    # -- roles -------------------------------------------------------------------------------------------------------------
+    # -- roles ---------------------------------------------------------------------------------------------------------
 
     def attach_driver(self, client: Client) -> None:
         """Take the driver's role. Raises RoleTaken."""
@@ -125,7 +125,7 @@ class Slot:
             if was_running:
                 self._settled()
 
-    # -- the driver's messages ---------------------------------------------------------------------------------------------
+    # -- the driver's messages -----------------------------------------------------------------------------------------
 
     def write_features(self, client: Client, bits: int) -> None:
         """The features the driver accepts, before FEATURES_OK. Raises InvalidState."""
@@ -135,7 +135,10 @@ class Slot:
         self._ok(client)
 
     def write_status(self, client: Client, value: int) -> None:
-        """The status register; 0 resets, and is answered when the device has let go. Raises NegotiationError, InvalidState."""
+        """The status register; 0 resets, and is answered when the device has let go.
+
+        Raises NegotiationError, InvalidState.
+        """
         if value == spec.STATUS_RESET:
             self._reset(client)
             return
@@ -161,7 +164,7 @@ class Slot:
             self._back_to_reset()
             self._ok(client)
 
-    # -- the device's messages ---------------------------------------------------------------------------------------------
+    # -- the device's messages -----------------------------------------------------------------------------------------
 
     def stopped(self, client: Client) -> None:
         """The device has let go of its queues. Raises InvalidState if it was not running."""
@@ -186,7 +189,7 @@ class Slot:
             self._driver.event("config_changed")
         self._ok(client)
 
-    # -- inside ------------------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _settled(self) -> None:
         """Nobody serves the queues any more: finish the reset that waited for it, or that a lost driver left."""

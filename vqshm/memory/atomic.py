@@ -1,8 +1,8 @@
 """The ordering seam: every ordered access to shared memory in vqshm goes through this module, and nothing else does.
 
 It has two bodies with one contract. This one is interpreted, over `memoryview`, for teaching and for machines without a
-compiler. The other (atomic.pyx, atomic.pxd, atomic.h) is compiled, over raw memory with the C11 builtins, and is inlined
-into the rings.
+compiler. The other (atomic.pyx, atomic.pxd, atomic.h) is compiled, over raw memory with the C11 builtins, and is
+inlined into the rings.
 
     load_uN   acquire: what the other side stored before its matching store is visible after this load
     store_uN  release: whatever this side stored before is visible to whoever sees this store
@@ -63,10 +63,17 @@ fence, FENCE = _find_fence()
 class Beyond(Protocol):
     """The slow road: serves accesses that do not lie in the window, or raises. Widths are bytes: 2, 4 or 8."""
 
-    def load(self, offset: int, width: int) -> int: ...
-    def store(self, offset: int, width: int, value: int) -> None: ...
-    def get(self, offset: int, width: int) -> int: ...
-    def put(self, offset: int, width: int, value: int) -> None: ...
+    def load(self, offset: int, width: int) -> int:
+        """Ordered fetch."""
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """Ordered store."""
+
+    def get(self, offset: int, width: int) -> int:
+        """Fetch once."""
+
+    def put(self, offset: int, width: int, value: int) -> None:
+        """Store."""
 
 
 class Region:

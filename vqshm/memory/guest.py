@@ -3,9 +3,9 @@
     address  0          start            start+size     start'
              |   hole   |#### region ####|     hole     |#### region' ####|  …
 
-Reads and writes may cross from one region into an adjoining one. A 16-bit ring field is accessed as one unit: it must lie
-in one region, at an even offset. Addresses come from whoever shares the memory and are checked at every use; what passes
-the check cannot leave the regions.
+Reads and writes may cross from one region into an adjoining one. A 16-bit ring field is accessed as one unit: it must
+lie in one region, at an even offset. Addresses come from whoever shares the memory and are checked at every use; what
+passes the check cannot leave the regions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GuestRegion:
         self.start = start
         self.size = self.window.size
         self.end = start + self.size
-        if not self.size or not 0 <= start <= MAX_ADDRESS or self.end > MAX_ADDRESS:
+        if not self.size or start >> 64 or self.end > MAX_ADDRESS:
             raise ValueError(f"a guest region of {self.size} bytes at {start:#x} does not lie below 2^64-1")
 
     def __repr__(self) -> str:
@@ -74,7 +74,13 @@ class GuestMemory:
         for _ in self._pieces(address, count):
             pass
 
-    # -- bytes -----------------------------------------------------------------------------------------------------------
+    def bounds(self, address: int, count: int) -> tuple[int, int]:
+        """(first address, first address behind) of the region in which the range starts. Raises as `check`."""
+        self.check(address, count)
+        region = self.find_region(address)
+        return (region.start, region.end) if region is not None else (address, address)
+
+    # -- bytes ---------------------------------------------------------------------------------------------------------
 
     def read(self, address: int, count: int) -> bytes:
         """A copy of `count` bytes. Raises GuestMemory."""
@@ -112,13 +118,14 @@ class GuestMemory:
             address += n
             count -= n
 
-    # -- ring fields -----------------------------------------------------------------------------------------------------
+    # -- ring fields ---------------------------------------------------------------------------------------------------
 
     def window(self, address: int, count: int, alignment: int) -> Region:
         """A window over an area that is used as words of up to `alignment` bytes.
 
-        Where the area lies in one region, aligned there too, the window is exact and fast. Elsewhere it is empty and every
-        access takes the slow road, word by word through the regions, with the error of the word that does not exist.
+        Where the area lies in one region, aligned there too, the window is exact and fast. Elsewhere it is empty and
+        every access takes the slow road, word by word through the regions, with the error of the word that does not
+        exist.
         """
         region = self.find_region(address)
         if region is not None and count <= region.end - address and not (address - region.start) % alignment:

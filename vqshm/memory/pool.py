@@ -1,8 +1,8 @@
 """Buffer pool: the driver's allocator for the buffers it offers, over one range of guest memory.
 
-All bookkeeping is private to the driver; nothing of it lies in shared memory. Sizes are rounded up to cache lines, so two
-buffers never share one. A buffer given back is kept by size and handed out again first, while it is still warm in the
-cache; only when that fails are free neighbours merged and the range searched.
+All bookkeeping is private to the driver; nothing of it lies in shared memory. Sizes are rounded up to cache lines, so
+two buffers never share one. A buffer given back is kept by size and handed out again first, while it is still warm in
+the cache; only when that fails are free neighbours merged and the range searched.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bisect import insort
 from typing import Final
 
 from vqshm.errors import InvalidState, OutOfBuffers
-from vqshm.memory.address import align_up
+from vqshm.memory.address import MAX_ADDRESS, align_up
 
 GRAIN: Final = 64  # bytes: a cache line
 
@@ -24,6 +24,8 @@ class BufferPool:
         size = (base + size - start) // GRAIN * GRAIN
         if size <= 0:
             raise ValueError(f"a buffer pool needs at least {GRAIN} bytes")
+        if base < 0 or start + size > MAX_ADDRESS:
+            raise ValueError(f"a buffer pool of {size} bytes at {base:#x} does not lie below 2^64-1")
         self.size = size
         self.free = size  # bytes
         self._holes: list[tuple[int, int]] = [(start, size)]  # (address, bytes), ascending, merged

@@ -1,11 +1,11 @@
 """Descriptor chains as the device sees them: the walk, the chain, and byte streams over its buffers [2.7.4, 2.7.5].
 
-The table belongs to the driver, who may rewrite it at any moment. So each field is fetched once, into a private copy, and
-only the copy is checked and used. Two policies for a chain that breaks a rule:
+The table belongs to the driver, who may rewrite it at any moment. So each field is fetched once, into a private copy,
+and only the copy is checked and used. Two policies for a chain that breaks a rule:
 
     strict  (default) the whole chain is fetched and checked before anybody sees it; a broken rule is a named error
-    seed    descriptors are fetched one by one while the chain is walked; at a broken rule the walk just ends, exactly as in
-            `virtio-queue`, the Rust crate
+    seed    descriptors are fetched one by one while the chain is walked; at a broken rule the walk just ends, exactly
+            as in `virtio-queue`, the Rust crate
 
 Strict checks: indices, loops, indirect tables (length, nesting, NEXT beside INDIRECT), total length, readable before
 writable, no address that wraps, every buffer in guest memory, no more descriptors than the queue has.
@@ -44,8 +44,8 @@ _INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
 class Walk:
     """A cursor on one chain: `step()` fetches the next descriptor into `addr`, `len`, `flags` and `next`.
 
-    Made by `new_walk`. As an iterator it yields `Descriptor` objects. A rule that is broken raises from `step()`; in seed policy the iterator
-    ends there instead.
+    Made by `new_walk`. As an iterator it yields `Descriptor` objects. A rule that is broken raises from `step()`; in
+    seed policy the iterator ends there instead.
     """
 
     __slots__ = (
@@ -68,6 +68,10 @@ class Walk:
         "next",
         "writable_bytes",
     )
+
+    memory: Memory
+    _strict: bool
+    _indirect_allowed: bool
 
     def start(self, table: Region, size: int, head: int) -> None:
         """Stand before descriptor `head` of a table of `size`."""
@@ -153,9 +157,7 @@ class Walk:
             self._look_up(addr, length)
 
     def _look_up(self, addr: int, length: int) -> None:
-        self.memory.check(addr, length)
-        region = self.memory.find_region(addr)
-        self._low, self._high = region.start, region.end
+        self._low, self._high = self.memory.bounds(addr, length)
 
     def descriptor(self) -> Descriptor:
         """The descriptor last fetched."""
@@ -194,8 +196,8 @@ class Walk:
         return self.descriptor()
 
 
-def new_walk(memory: Memory, strict: bool, indirect_allowed: bool) -> Walk:  # noqa: FBT001 - C signature
-    """A cursor in one policy, to be started. (`__new__`: compiled, a constructor call costs ten times as much.)"""
+def new_walk(memory: Memory, strict: bool, indirect_allowed: bool) -> Walk:
+    """A cursor in one policy, to be started. By `__new__`: compiled, a constructor call costs ten times as much."""
     walk = Walk.__new__(Walk)
     walk.memory = memory
     walk._strict = strict
@@ -245,7 +247,10 @@ class DescriptorChain:
     _descriptors: list[Descriptor] | None
 
     def walk(self) -> Walk:
-        """Seed policy: a cursor that fetches the descriptors from the table step by step. Raises TypeError in strict."""
+        """Seed policy: a cursor that fetches the descriptors from the table step by step.
+
+        Raises TypeError in strict.
+        """
         if self._walk is None:
             raise TypeError("a chain in strict policy was fetched when it was popped: iterate it")
         return self._walk.copy()

@@ -12,7 +12,7 @@ _USED = struct.Struct("<II")
 
 
 class Descriptor:
-    """One buffer: `addr` (guest address), `len` (bytes), `flags`, `next` (index of the next one, if NEXT is set) [2.7.5].
+    """One buffer: guest address, bytes, flags, and the index of the next one if NEXT is set [2.7.5].
 
     A private copy: what the peer writes to the table later does not change it.
     """
@@ -20,6 +20,8 @@ class Descriptor:
     __slots__ = ("addr", "flags", "len", "next")
 
     def __init__(self, addr: int, len: int, flags: int = 0, next: int = 0) -> None:  # noqa: A002 - the spec's own names
+        if addr >> 64 or len >> 32 or flags >> 16 or next >> 16:
+            raise ValueError(f"addr {addr}, len {len}, flags {flags}, next {next}: 64, 32, 16 and 16 bits fit")
         self.addr = addr
         self.len = len
         self.flags = flags

@@ -1,10 +1,11 @@
-"""Queues as users meet them: a configuration that activates into one half, and `Queue`, the counterpart of `virtio-queue`.
+"""Queues as users meet them: a configuration that becomes one half, and `Queue`, as in the Rust crate `virtio-queue`.
 
-`QueueConfig` is checked once, when it is activated, and yields a `DeviceQueue` or a `DriverQueue`: the way of the host layer.
+`QueueConfig` is checked once, when it is activated, and yields a `DeviceQueue` or a `DriverQueue`: the way of the host
+layer.
 
-`Queue` keeps the seed's words and its behaviour for a device author who configures a queue register by register: setters may
-come in any order and ignore what is not acceptable (their `try_` forms raise), and every operation takes the memory it works
-on. Underneath runs the same `DeviceQueue`, in seed policy unless `strict=True`.
+`Queue` keeps the seed's words and its behaviour for a device author who configures a queue register by register:
+setters may come in any order and ignore what is not acceptable (their `try_` forms raise), and every operation takes
+the memory it works on. Underneath runs the same `DeviceQueue`, in seed policy unless `strict=True`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from vqshm import spec
 from vqshm.errors import (
+    AddressOverflow,
     InvalidAvailRingAlign,
     InvalidDescTableAlign,
     InvalidMaxSize,
@@ -96,7 +98,7 @@ class Queue:
         """Itself: a plain queue belongs to one thread. `QueueSync.lock` is the one that locks."""
         yield self
 
-    # -- configuration -----------------------------------------------------------------------------------------------------
+    # -- configuration -------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -128,11 +130,11 @@ class Queue:
         """Whether VIRTIO_F_EVENT_IDX was negotiated."""
         return self._event_idx
 
-    def set_ready(self, ready: bool) -> None:  # noqa: FBT001 - the seed's word
+    def set_ready(self, ready: bool) -> None:
         """Mark the configuration finished, or not."""
         self._ready = bool(ready)
 
-    def set_event_idx(self, enabled: bool) -> None:  # noqa: FBT001 - the seed's word
+    def set_event_idx(self, enabled: bool) -> None:
         """Use event indices for notification suppression."""
         self._event_idx = bool(enabled)
         self._rebind()
@@ -209,7 +211,7 @@ class Queue:
         queue.try_set_used_ring_address(state.used_ring)
         return queue
 
-    # -- positions -----------------------------------------------------------------------------------------------------------
+    # -- positions -----------------------------------------------------------------------------------------------------
 
     @property
     def next_avail(self) -> int:
@@ -222,14 +224,14 @@ class Queue:
         return self._half.next_used if self._half is not None else self._next_used
 
     def set_next_avail(self, position: int) -> None:
-        """Go on taking at `position`."""
-        self._next_avail = position & 0xFFFF
+        """Go on taking at `position` (u16). Raises ValueError."""
+        self._next_avail = _position(position)
         if self._half is not None:
             self._half.seek(self._next_avail, self._half.next_used)
 
     def set_next_used(self, position: int) -> None:
-        """Go on returning at `position`."""
-        self._next_used = position & 0xFFFF
+        """Go on returning at `position` (u16). Raises ValueError."""
+        self._next_used = _position(position)
         if self._half is not None:
             self._half.seek(self._half.next_avail, self._next_used)
 
@@ -238,9 +240,9 @@ class Queue:
         if self._half is not None:
             self._half.go_to_previous_position()
         else:
-            self.set_next_avail(self._next_avail - 1)
+            self._next_avail = (self._next_avail - 1) & 0xFFFF
 
-    # -- operation -----------------------------------------------------------------------------------------------------------
+    # -- operation -----------------------------------------------------------------------------------------------------
 
     def avail_idx(self, memory: Memory) -> int:
         """The idx field of the available ring. Raises GuestMemory, AddressOverflow."""
@@ -269,7 +271,10 @@ class Queue:
         return AvailIter(self._on(memory))
 
     def add_used(self, memory: Memory, head_index: int, written: int) -> None:
-        """Return a chain with the number of bytes written. Raises InvalidDescriptorIndex, GuestMemory, AddressOverflow."""
+        """Return a chain with the number of bytes written.
+
+        Raises InvalidDescriptorIndex, GuestMemory, AddressOverflow.
+        """
         self._on(memory).add_used(head_index, written)
 
     def needs_notification(self, memory: Memory) -> bool:
@@ -284,7 +289,7 @@ class Queue:
         """Ask not to be kicked. Raises GuestMemory, AddressOverflow."""
         self._on(memory).disable_notification()
 
-    # -- inside --------------------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _on(self, memory: Memory) -> DeviceQueue:
         """The running half on `memory`: made once, and again when configuration or memory changed."""
@@ -299,6 +304,9 @@ class Queue:
         return self._half
 
     def _set_layout(self, **change: int) -> None:
+        for name, value in change.items():
+            if value >> 64:
+                raise AddressOverflow(f"{self.name}: {name} {value:#x} is not a 64-bit address", address=value)
         self._layout = self._layout._replace(**change)
         self._rebind()
 
@@ -315,8 +323,16 @@ class Queue:
         return True
 
 
+def _position(value: int) -> int:
+    if value >> 16:
+        raise ValueError(f"position {value} must lie in 0..65535")
+    return value
+
+
 def _join(address: int, low: int | None, high: int | None) -> int:
-    """`address` with its low and/or high 32 bits replaced."""
+    """`address` with its low and/or high 32 bits replaced. Raises ValueError for a half that has more."""
     low = address & 0xFFFF_FFFF if low is None else low
     high = address >> 32 if high is None else high
+    if (low | high) >> 32:
+        raise ValueError(f"half an address has 32 bits: low {low:#x}, high {high:#x}")
     return (high << 32) | low

@@ -30,17 +30,17 @@ cdef class DeviceQueue(_Half):
     @cython.locals(seen=int, count=int)
     cpdef int available(self) except -1
     cpdef int pop_head(self) except -2
-    cpdef seek(self, int next_avail, int next_used)
+    cpdef seek(self, Py_ssize_t next_avail, Py_ssize_t next_used)
     @cython.locals(slot=int, head=int)
     cdef int _take(self) except -2
     @cython.locals(head=int)
     cpdef DescriptorChain pop(self)
     @cython.locals(chain=DescriptorChain)
-    cpdef DescriptorChain chain(self, int head)
+    cpdef DescriptorChain chain(self, Py_ssize_t head)
     @cython.locals(offset=int)
-    cpdef add_used(self, int head, long long written)
+    cpdef add_used(self, Py_ssize_t head, Py_ssize_t written)  # Py_ssize_t: unlike int, it refuses a float
     @cython.locals(capacity="unsigned long long")
-    cdef int _check_used(self, int head, long long written) except -1
+    cdef int _check_used(self, Py_ssize_t head, Py_ssize_t written) except -1
     @cython.locals(added="long long", event=int)
     cpdef bint needs_notification(self) except -1
     cpdef bint enable_notification(self) except -1
@@ -51,17 +51,19 @@ cdef class AvailIter:
     cdef DeviceQueue _queue
     cdef int _last
 
+    @cython.locals(left=int)
     cpdef int next_head(self) except -2
 
 
 cdef class DriverQueue(_Half):
     cdef readonly int num_free, in_flight, last_used
-    cdef int _avail_idx, _kicked, _used_seen, _entries, _free
+    cdef int _avail_idx, _published, _used_seen, _entries, _free
+    cdef long long _num_published
     cdef unsigned long long _low, _high, _table_base
     cdef atomic.Region _tables, _capacity, _parts, _last, _link
 
     cpdef publish(self)
-    @cython.locals(total="unsigned long long", addr="unsigned long long", length="long long")
+    @cython.locals(total="unsigned long long", addr="unsigned long long", length=Py_ssize_t)
     cdef unsigned long long _check_buffers(self, object buffers) except? 0xFFFFFFFFFFFFFFFF
     @cython.locals(remaining=int, index=int, last=int, flags=int, addr="unsigned long long", length="unsigned long long")
     cdef int _fill_chain(self, object readable, object writable) except -1
@@ -73,7 +75,7 @@ cdef class DriverQueue(_Half):
     @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long")
     cpdef object reap(self)
     cdef int _release(self, int head) except -1
-    @cython.locals(old=int, new=int)
+    @cython.locals(added="long long", event=int)
     cpdef bint needs_kick(self) except -1
 
 

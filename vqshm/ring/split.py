@@ -4,18 +4,19 @@
     descriptor table   addr len flags next
     available ring     flags idx ring[] used_event        used ring   flags idx ring[] avail_event
 
-Each half writes only what it owns, publishes with one release store of its idx, and reads the other's idx with one acquire
-load; positions run freely through 0..65535 and are masked only to find a slot. So neither half ever waits for the other.
+Each half writes only what it owns, publishes with one release store of its idx, and reads the other's idx with one
+acquire load; positions run freely through 0..65535 and are masked only to find a slot. So neither half ever waits for
+the other.
 
 Two rules:
 
-1. Nothing shared is believed. A word of the other side is fetched once and the copy is checked before use; what a half needs
-   to know later it keeps in private memory (the shadow) and never reads back.
-2. Whoever sees the other side break a rule raises it as a `PeerViolation`, once, and the queue is broken from then on: every
-   later call raises `QueueBroken` until a reset. Other queues do not notice.
+1. Nothing shared is believed. A word of the other side is fetched once and the copy is checked before use; what a half
+   needs to know later it keeps in private memory (the shadow) and never reads back.
+2. Whoever sees the other side break a rule raises it as a `PeerViolation`, once, and the queue is broken from then on:
+   to take, return, offer, reap or arm raises `QueueBroken` until a reset. Other queues do not notice.
 
-Notification suppression [2.7.7, 2.7.10]: "arm, fence, look again" by whoever is about to sleep, "publish, fence, ask" by
-whoever has published. The two fences make it impossible that both overlook the other.
+Notification suppression [2.7.7, 2.7.10]: "arm, fence, look again" by whoever is about to sleep, "publish, fence, ask"
+by whoever has published. The two fences make it impossible that both overlook the other.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vqshm.errors import (
     InvalidAvailRingIndex,
     InvalidChain,
     InvalidDescriptorIndex,
+    InvalidState,
     InvalidUsedId,
     InvalidUsedLength,
     InvalidUsedRingIndex,
@@ -101,8 +103,9 @@ class _Half:
 class DeviceQueue(_Half):
     """The device half: takes chains, returns them used.
 
-    `layout`: queue size and guest addresses of the areas. `event_idx`, `indirect`: the negotiated features. `strict`: see
-    `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. Not thread-safe (`QueueSync`).
+    `layout`: queue size and guest addresses of the areas. `event_idx`, `indirect`: the negotiated features. `strict`:
+    see `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. Not thread-safe
+    (`QueueSync`).
     """
 
     __slots__ = (
@@ -143,10 +146,12 @@ class DeviceQueue(_Half):
         self._shadow = Region(bytearray(8 * layout.size))  # per head: 1 + writable bytes while in flight, else 0
         self._taken = Region(bytearray(2 * layout.size))  # the head taken at each position, to undo a pop
 
-    # -- taking ------------------------------------------------------------------------------------------------------------
+    # -- taking --------------------------------------------------------------------------------------------------------
 
     def available(self) -> int:
         """Chains that can be taken now. Raises InvalidAvailRingIndex if the driver claims more than the queue holds."""
+        if self.broken is not None:
+            self._refuse()
         seen = atomic.load_u16(self._avail, _IDX)
         count = (seen - self.next_avail) & 0xFFFF
         if count > self.size:
@@ -202,7 +207,11 @@ class DeviceQueue(_Half):
         return self.chain(head)
 
     def chain(self, head: int) -> DescriptorChain:
-        """The chain that starts at a head taken with `pop_head`."""
+        """The chain that starts at a head taken with `pop_head`. Raises InvalidState if it was not, else as `pop`."""
+        if self.broken is not None:
+            self._refuse()
+        if head < 0 or (self.strict and (head >= self.size or atomic.get_u64(self._shadow, 8 * head) == 0)):
+            raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
         self._walk.start(self._desc, self.size, head)
         if not self.strict:
             return new_chain(self._walk, head, self)
@@ -215,14 +224,22 @@ class DeviceQueue(_Half):
         return chain
 
     def go_to_previous_position(self) -> None:
-        """Undo the last advance of `next_avail`: that chain will be taken again."""
-        self.next_avail = (self.next_avail - 1) & 0xFFFF
+        """Undo the last advance of `next_avail`: that chain will be taken again.
+
+        Raises, in strict policy, InvalidState if that chain is not in flight: it was returned, or never taken.
+        """
+        position = (self.next_avail - 1) & 0xFFFF
         if self.strict:
-            head = atomic.get_u16(self._taken, 2 * (self.next_avail & self._mask))
+            head = atomic.get_u16(self._taken, 2 * (position & self._mask))
+            if atomic.get_u64(self._shadow, 8 * head) == 0:
+                raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
             atomic.put_u64(self._shadow, 8 * head, 0)
+        self.next_avail = position
 
     def seek(self, next_avail: int, next_used: int) -> None:
-        """Go on at these positions (u16)."""
+        """Go on at these positions (u16). Raises ValueError."""
+        if (next_avail | next_used) >> 16:
+            raise ValueError(f"{self.name}: positions {next_avail} and {next_used} must lie in 0..65535")
         self.next_avail = self._avail_seen = next_avail
         self.next_used = next_used
 
@@ -230,16 +247,19 @@ class DeviceQueue(_Half):
         """Take the chains available at this moment, one per step. Raises as `available`."""
         return AvailIter(self)
 
-    # -- returning ---------------------------------------------------------------------------------------------------------
+    # -- returning -----------------------------------------------------------------------------------------------------
 
     def add_used(self, head: int, written: int) -> None:
         """Return a chain, with the number of bytes written to its device-writable part [2.7.8.2].
 
-        Raises InvalidDescriptorIndex for a head that cannot be; in strict policy also UsedIdNotInFlight for one that was not
-        taken, InvalidUsedLength for more bytes than the chain can hold, QueueBroken.
+        Raises InvalidDescriptorIndex for a head that cannot be, InvalidUsedLength for a number that is not 32 bits; in
+        strict policy also for more bytes than the chain can hold, UsedIdNotInFlight for a head that was not taken, and
+        QueueBroken.
         """
         if head < 0 or head >= self.size:
             raise InvalidDescriptorIndex(f"{self.name}: head {head} of {self.size}", index=head, limit=self.size)
+        if written >> 32:
+            raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
         if self.strict:
             self._check_used(head, written)
         offset = _RING + 8 * (self.next_used & self._mask)
@@ -256,7 +276,7 @@ class DeviceQueue(_Half):
         capacity = atomic.get_u64(self._shadow, 8 * head)
         if capacity == 0:
             raise UsedIdNotInFlight(f"{self.name}: head {head} was not taken, or was already returned", index=head)
-        if written < 0 or written > capacity - 1:
+        if written > capacity - 1:
             raise InvalidUsedLength(
                 f"{self.name}: {written} bytes written to head {head}, which holds {capacity - 1} writable ones",
                 index=head,
@@ -264,7 +284,7 @@ class DeviceQueue(_Half):
             )
         atomic.put_u64(self._shadow, 8 * head, 0)
 
-    # -- notifications -----------------------------------------------------------------------------------------------------
+    # -- notifications -------------------------------------------------------------------------------------------------
 
     def needs_notification(self) -> bool:
         """Whether the driver must be called for the chains returned since this was last asked [2.7.7.2]."""
@@ -283,6 +303,8 @@ class DeviceQueue(_Half):
 
     def enable_notification(self) -> bool:
         """Ask to be kicked for the next chain, then look again: True if chains are waiting already, so do not sleep."""
+        if self.broken is not None:
+            self._refuse()
         if self.event_idx:
             atomic.store_u16(self._used, ring_layout.avail_event_offset(self.size), self.next_avail)
         else:
@@ -313,7 +335,10 @@ class AvailIter:
 
     def next_head(self) -> int:
         """Take a chain without reading its descriptors: the index of the first, or -1 at the end."""
-        if self._queue.next_avail == self._last:
+        if self._queue.broken is not None:
+            self._queue._refuse()
+        left = (self._last - self._queue.next_avail) & 0xFFFF
+        if left == 0 or (left > self._queue.size and self._queue.strict):  # somebody else took what was left, and more
             return -1
         try:
             return self._queue._take()
@@ -335,8 +360,8 @@ class AvailIter:
 class DriverQueue(_Half):
     """The driver half: offers chains, reaps them used.
 
-    `indirect_tables`: (guest address, entries per table): room for one indirect table per descriptor, used for chains of
-    more than one buffer; None where INDIRECT_DESC was not negotiated. Not thread-safe.
+    `indirect_tables`: (guest address, entries per table): room for one indirect table per descriptor, used for chains
+    of more than one buffer; None where INDIRECT_DESC was not negotiated. Not thread-safe.
 
     Raises GuestMemory if the tables are not in memory.
     """
@@ -347,11 +372,12 @@ class DriverQueue(_Half):
         "_entries",
         "_free",
         "_high",
-        "_kicked",
         "_last",
         "_link",
         "_low",
+        "_num_published",
         "_parts",
+        "_published",
         "_table_base",
         "_tables",
         "_used_seen",
@@ -371,7 +397,8 @@ class DriverQueue(_Half):
     ) -> None:
         super().__init__(memory, layout, event_idx, name)
         self._avail_idx = 0  # position of the next chain to offer, u16
-        self._kicked = 0  # the same, when needs_kick was last asked
+        self._published = 0  # the same, when the device was last shown it
+        self._num_published = 0  # chains published since needs_kick was last asked
         self.last_used = 0  # position of the next used element to reap, u16
         self._used_seen = 0  # used.idx when last looked at
         self._low = self._high = 0  # bounds of the guest region last seen
@@ -397,13 +424,22 @@ class DriverQueue(_Half):
         self.num_free = self.size
         self.in_flight = 0  # chains
 
-    # -- offering ----------------------------------------------------------------------------------------------------------
+    def seek(self, position: int) -> None:
+        """Go on at this position (u16), where both idx fields stand. Raises InvalidState if chains are in flight."""
+        if position >> 16:
+            raise ValueError(f"{self.name}: position {position} must lie in 0..65535")
+        if self.in_flight:
+            raise InvalidState(f"{self.name}: {self.in_flight} chains are in flight", in_flight=self.in_flight)
+        self._avail_idx = self._published = position
+        self.last_used = self._used_seen = position
+
+    # -- offering ------------------------------------------------------------------------------------------------------
 
     def add(self, readable: Sequence[Buffer] = (), writable: Sequence[Buffer] = (), *, publish: bool = True) -> int:
         """Offer a chain of device-readable, then device-writable buffers; returns its token [2.7.13].
 
-        Buffers are (guest address, bytes) pairs. The token is the chain's head index; `reap` returns it, and then it may be
-        handed out again. With `publish=False` the device does not see the chain before `publish()`: for batches.
+        Buffers are (guest address, bytes) pairs. The token is the chain's head index; `reap` returns it, and then it
+        may be handed out again. With `publish=False` the device does not see the chain before `publish()`: for batches.
 
         Raises QueueFull, InvalidChain (no buffers, an empty one, more than the queue has), ChainTooLong, GuestMemory,
         AddressOverflow, QueueBroken.
@@ -417,8 +453,8 @@ class DriverQueue(_Half):
         needed = 1 if in_table else count
         if needed > self.num_free:
             raise QueueFull(
-                f"{self.name}: {needed} descriptors wanted, {self.num_free} of {self.size} free, {self.in_flight} chains in"
-                " flight; reap first",
+                f"{self.name}: {needed} descriptors wanted, {self.num_free} of {self.size} free; reap first, "
+                f"{self.in_flight} chains are in flight",
                 free=self.num_free,
                 in_flight=self.in_flight,
             )
@@ -443,19 +479,22 @@ class DriverQueue(_Half):
         return head
 
     def publish(self) -> None:
-        """Show the device every chain added so far: descriptors and ring entries become visible before idx [2.7.13.3]."""
+        """Show the device every chain added so far, what they consist of before the idx that covers them [2.7.13.3]."""
+        self._num_published += (self._avail_idx - self._published) & 0xFFFF
+        self._published = self._avail_idx
         atomic.store_u16(self._avail, _IDX, self._avail_idx)
 
     def _check_buffers(self, buffers: Sequence[Buffer]) -> int:
         """Total bytes of the buffers, each of which must lie in memory."""
         total = 0
-        for addr, length in buffers:
+        for address, length in buffers:
+            if not isinstance(address, int):
+                raise TypeError(f"{self.name}: a guest address is a whole number, not {address!r}")
+            addr = address
             if length < 1:
                 raise InvalidChain(f"{self.name}: a buffer of {length} bytes at {addr:#x}")
             if not (self._low <= addr < self._high and length <= self._high - addr):
-                self.memory.check(addr, length)
-                region = self.memory.find_region(addr)
-                self._low, self._high = region.start, region.end
+                self._low, self._high = self.memory.bounds(addr, length)
             total += length
             if total >> 32:
                 raise ChainTooLong(f"{self.name}: a chain of more than {spec.MAX_CHAIN_BYTES} bytes")
@@ -477,6 +516,7 @@ class DriverQueue(_Half):
 
     def _fill_table(self, head: int, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> None:
         """Write the chain into the head's own indirect table, and one descriptor that refers to it [2.7.5.3]."""
+        assert self._tables is not None  # noqa: S101 - there are entries only where there are tables
         count = len(readable) + len(writable)
         first = head * self._entries
         position = flags = 0
@@ -491,16 +531,19 @@ class DriverQueue(_Half):
         table = self._table_base + first * spec.DESC_SIZE
         _put_descriptor(self._desc, head, table, count * spec.DESC_SIZE, _INDIRECT, 0)
 
-    # -- reaping -----------------------------------------------------------------------------------------------------------
+    # -- reaping -------------------------------------------------------------------------------------------------------
 
     def used(self) -> int:
         """Chains that can be reaped now. Raises InvalidUsedRingIndex if the device returned more than were offered."""
+        if self.broken is not None:
+            self._refuse()
         seen = atomic.load_u16(self._used, _IDX)
         count = (seen - self.last_used) & 0xFFFF
         if count > self.in_flight:
             raise self._violation(
                 InvalidUsedRingIndex(
-                    f"used.idx {seen} is {count} ahead of position {self.last_used}, but {self.in_flight} chains are in flight",
+                    f"used.idx {seen} is {count} ahead of position {self.last_used}, but {self.in_flight} chains "
+                    "are in flight",
                     index=seen,
                     limit=self.in_flight,
                 )
@@ -511,7 +554,8 @@ class DriverQueue(_Half):
     def reap(self) -> tuple[int, int] | None:
         """The next chain the device returned: (token, bytes written), or None if there is none [2.7.14].
 
-        Raises InvalidUsedRingIndex, InvalidUsedId, UsedIdNotInFlight, InvalidUsedLength (all PeerViolation), QueueBroken.
+        Raises InvalidUsedRingIndex, InvalidUsedId, UsedIdNotInFlight, InvalidUsedLength (all PeerViolation),
+        QueueBroken.
         """
         if self.broken is not None:
             self._refuse()
@@ -546,21 +590,27 @@ class DriverQueue(_Half):
         self.in_flight -= 1
 
     def detach_unused(self) -> list[int]:
-        """Take back every chain in flight: their tokens. Only when the device cannot touch them any more: after a reset."""
+        """Take back every chain in flight: their tokens.
+
+        Only when the device cannot touch them any more: after a reset.
+        """
         tokens = [i for i in range(self.size) if atomic.get_u64(self._capacity, 8 * i)]
         self._forget()
         return tokens
 
-    # -- notifications -----------------------------------------------------------------------------------------------------
+    # -- notifications -------------------------------------------------------------------------------------------------
 
     def needs_kick(self) -> bool:
         """Whether the device must be kicked for the chains published since this was last asked [2.7.10, 2.7.13.4]."""
-        old = self._kicked
-        new = self._kicked = self._avail_idx
+        added = self._num_published
+        self._num_published = 0
         atomic.fence()  # avail.idx must be visible before the device's wish is read
         if self.event_idx:
-            return need_event(atomic.load_u16(self._used, ring_layout.avail_event_offset(self.size)), new, old)
-        return new != old and not atomic.load_u16(self._used, _FLAGS) & spec.VIRTQ_USED_F_NO_NOTIFY
+            event = atomic.load_u16(self._used, ring_layout.avail_event_offset(self.size))
+            if added > 0xFFFF:
+                return True  # the position ran a full circle past the event
+            return need_event(event, self._published, (self._published - added) & 0xFFFF)
+        return added > 0 and not atomic.load_u16(self._used, _FLAGS) & spec.VIRTQ_USED_F_NO_NOTIFY
 
     def enable_notification(self, after: int = 1) -> bool:
         """Ask to be called when `after` more chains were used, then look again: True if so many already are.

@@ -1,7 +1,7 @@
 """Saved state of a queue: plain numbers, to be kept, sent or restored; never trusted when it comes back [virtio-queue].
 
-`QueueState` is what `Queue.state()` gives and `Queue.from_state()` validates. `as_map`/`from_map` are its dictionary form,
-for msgpack or JSON; `vqshm.transport.saved` packs it.
+`QueueState` is what `Queue.state()` gives and `Queue.from_state()` validates. `as_map`/`from_map` are its dictionary
+form, for msgpack or JSON; `vqshm.transport.saved` packs it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class QueueState:
     def from_map(cls, values: Mapping[str, Any]) -> QueueState:
         """The opposite of `as_map`, from an untrusted source.
 
-        Raises ValueError for missing, unknown, mistyped or out-of-range fields. Whether the numbers make a queue is judged
-        by `Queue.from_state`.
+        Raises ValueError for missing, unknown, mistyped or out-of-range fields. Whether the numbers make a queue is
+        judged by `Queue.from_state`.
         """
         names = [field.name for field in fields(cls)]
         if not isinstance(values, Mapping) or set(values) != set(names):

@@ -1,7 +1,8 @@
 """Notification suppression: the one comparison that decides whether the other side wants to be woken [2.7.10, 2.7.7].
 
-All three values are positions on a circle of 65536. The side that sleeps writes `event`, the position whose passing shall
-wake it; the side that works has moved its index from `old` to `new`, and must wake the sleeper if `event` was passed:
+All three values are positions on a circle of 65536. The side that sleeps writes `event`, the position whose passing
+shall wake it; the side that works has moved its index from `old` to `new`, and must wake the sleeper if `event` was
+passed:
 
         old            event          new
     ─────┼───────────────┼─────────────┼──────▶        wake: event lies in [old, new)

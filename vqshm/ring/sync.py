@@ -1,6 +1,7 @@
 """`QueueSync`: a queue that several threads of one process share behind a lock, the seed's second queue type.
 
-The lock is private to the process and protects only the positions of this half. Between processes nothing is ever locked.
+The lock is private to the process and protects only the positions of this half. Between processes nothing is ever
+locked.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ class QueueSync:
         with self._lock:
             yield self._queue
 
-    def iter(self, memory: Any) -> None:
+    def iter(self, _memory: Any) -> None:
         """Not offered: another thread could move the position between two steps. Raises TypeError."""
         raise TypeError("iterate inside the lock: with queue.lock() as inner: for chain in inner.iter(memory): …")
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also what copy and pickle look for, before there is a lock
+            raise AttributeError(f"QueueSync has no attribute {name!r}")
         with self._lock:
             value = getattr(self._queue, name)
         if not callable(value):

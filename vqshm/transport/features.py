@@ -42,7 +42,7 @@ def check_offer(offered: int, requires: Requires = _NONE) -> None:
 
 
 def negotiate(offered: int, wanted: int, required: int = 0, requires: Requires = _NONE) -> int:
-    """Return the bits that a driver accepts: offered, wanted or required, understood, and with all that they require.
+    """Return the bits that a driver accepts: offered, wanted or required, understood, and lacking nothing they require.
 
     Raises: NegotiationError where VIRTIO_F_VERSION_1 or a required feature cannot be had; the driver then sets FAILED.
     """
