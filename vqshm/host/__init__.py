@@ -1,10 +1,11 @@
 """Host: real processes. The coordinator makes a region; a driver and a device process attach to each device in it."""
 
 from vqshm.host.coordinator import Coordinator
-from vqshm.host.device import Device, DevicePort, Handler
-from vqshm.host.driver import Driver, DriverPort
+from vqshm.host.device import Device, Handler
+from vqshm.host.driver import Driver
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.host.names import Condition, Found, look_at, look_at_all, open_plan, sweep
+from vqshm.host.ports import DevicePort, DriverPort
 from vqshm.host.request import Lease, Request
 
 __all__ = [

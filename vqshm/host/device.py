@@ -23,18 +23,16 @@ from vqshm import spec
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation
 from vqshm.host.endpoint import Endpoint
 from vqshm.host.liveness import ProcessId
-from vqshm.notify import Deadline, Notifier, WaitStrategy
+from vqshm.host.ports import DevicePort
+from vqshm.notify import Deadline, WaitStrategy
 
 if TYPE_CHECKING:
     from vqshm.ring import DescriptorChain, DeviceQueue
-    from vqshm.transport import DeviceCounters, Message, QueuePlan
+    from vqshm.transport import Message
 
 log = logging.getLogger("vqshm.device")
 
 RING_FEATURES = spec.mask(spec.VIRTIO_F_VERSION_1, spec.VIRTIO_F_EVENT_IDX, spec.VIRTIO_F_INDIRECT_DESC)
-
-
-SHOW_EVERY = 64  # chains; a busy side shows its counters so often, an idle one before it sleeps
 
 
 class Handler(Protocol):
@@ -46,38 +44,6 @@ class Handler(Protocol):
 
     def handle(self, chain: DescriptorChain) -> int:
         """Serve one chain; the number of bytes written to its device-writable part, from its start."""
-
-
-class DevicePort:
-    """One queue of a running device."""
-
-    def __init__(
-        self, plan: QueuePlan, queue: DeviceQueue, kick: Notifier, call: Notifier, cells: DeviceCounters
-    ) -> None:
-        self.number = plan.number
-        self.queue = queue
-        self.kick = kick
-        self.call = call
-        self._cells = cells
-        self.counts = dict.fromkeys(cells.snapshot(), 0)
-
-    def complete(self, chain: DescriptorChain, written: int) -> None:
-        """Return a chain, and call the driver if it wants that."""
-        self.queue.add_used(chain.head_index, written)
-        self.counts["used"] += 1
-        self.counts["bytes_out"] += written
-        if self.queue.needs_notification():
-            self.call.signal()
-            self.counts["calls"] += 1
-        else:
-            self.counts["calls_suppressed"] += 1
-        if not self.counts["used"] % SHOW_EVERY:
-            self.show_counts()
-
-    def show_counts(self) -> None:
-        """Write the counters where `vqshm stat` reads them."""
-        for name, value in self.counts.items():
-            setattr(self._cells, name, value)
 
 
 class Device(Endpoint):
@@ -109,7 +75,7 @@ class Device(Endpoint):
         self.ports: list[DevicePort] = []
         self._by_queue: dict[DeviceQueue, DevicePort] = {}
         self._turn = 0
-        self._stopping = False
+        self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
         super().__init__(*args, **kwargs)
 
     @property
@@ -126,7 +92,7 @@ class Device(Endpoint):
         """
         self._check_usable()
         deadline = Deadline(timeout)
-        self._hear()
+        self.hear()
         while not self.running:
             if self.closing or self.coordinator_gone:
                 raise InvalidState(f"no driver will come: region {self.region!r} is closing")
@@ -158,25 +124,25 @@ class Device(Endpoint):
         if what == "start":
             self._start(ProcessId(event["pid"], event["start_time"]), event["features"])
         elif what in {"stop", "peer_gone", "closing"}:
-            self._stopping = True
+            self.leaving = True
 
     def _start(self, driver: ProcessId, features: int) -> None:
         self._watch_peer(driver)
         self.features = features
-        self._stopping = False
+        self.leaving = False
         for plan in self.plan.queues:
-            queue = self._queue_config(plan).device(self.memory)
+            config, cells = self._queue_config(plan), self.manifest.queue(plan.index).device
             kick, call = self.kicks[plan.number], self.calls[plan.number]
-            self.ports.append(DevicePort(plan, queue, kick, call, self.manifest.queue(plan.index).device))
+            self.ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
         self._by_queue = {port.queue: port for port in self.ports}
 
-    def _stop(self) -> None:
-        """Let go of the queues and say so."""
+    def let_go(self) -> None:
+        """Stop serving this driver, and tell the coordinator so."""
         self._show_counts()
         self.ports.clear()
         self._by_queue.clear()
         self._forget_peer()
-        self._stopping = False
+        self.leaving = False
         self.features = 0
         if not (self.coordinator_gone or self.closing):
             self._ask({"type": "stopped"})
@@ -199,17 +165,17 @@ class Device(Endpoint):
         self._check_usable()
         if not self.running:
             raise InvalidState("no driver has started this device: wait_driver() first")
-        chain = self._pop()
+        chain = self.pop()
         if chain is not None:
             return chain
         deadline = Deadline(timeout)
         while True:
-            there = self.strategy.wait(self._ready, self._arm, self._park, deadline)
-            chain = self._pop()
+            there = self.strategy.wait(self.ready, self.arm, self._park, deadline)
+            chain = self.pop()
             if chain is not None:
                 return chain
-            if self._stopping or self.peer_gone:
-                self._stop()
+            if self.leaving or self.peer_gone:
+                self.let_go()
                 return None
             if not there:
                 raise DeadlineExceeded(f"no chain came in time; {self._peer_words()}")
@@ -234,45 +200,40 @@ class Device(Endpoint):
         """Change the configuration space; a running driver is told."""
         self._ask({"type": "config", "offset": offset, "data": bytes(data)})
 
-    # -- inside --------------------------------------------------------------------------------------------------------
+    # -- for event loops: nothing here waits ---------------------------------------------------------------------------
 
-    def _pop(self) -> DescriptorChain | None:
-        """A chain from the next queue in turn that has one."""
+    def pop(self) -> DescriptorChain | None:
+        """The next chain, from the queues in turn, without waiting; None if there is none."""
         for _ in self.ports:
             port = self.ports[self._turn % len(self.ports)]
             self._turn += 1
-            if port.queue.broken is not None:
-                continue
             try:
-                chain = port.queue.pop()
+                chain = port.pop()
             except PeerViolation as error:
                 self.needs_reset(str(error), port.number)
                 continue
             if chain is not None:
-                port.counts["taken"] += 1
-                port.counts["bytes_in"] += chain.readable_bytes
                 return chain
         return None
 
-    def _ready(self) -> bool:
-        return self._stopping or any(self._has_work(port.queue) for port in self.ports)
+    def ready(self) -> bool:
+        """Whether there is a chain to take, a violation to report, or a driver to say goodbye to."""
+        return self.leaving or any(port.has_work for port in self.ports)
 
-    @staticmethod
-    def _has_work(queue: DeviceQueue) -> bool:
-        """Whether `_pop` would find something there: a chain, or a violation to report."""
-        return queue.broken is None and queue.avail_idx() != queue.next_avail
-
-    def _arm(self) -> bool:
+    def arm(self) -> bool:
+        """Ask to be kicked for the next chain of any queue; True if some are there already."""
         waiting = [port.queue.enable_notification() for port in self.ports if port.queue.broken is None]
         return any(waiting)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _park(self, timeout: float | None) -> None:
         if timeout != 0:
             self.ports[0].counts["waits"] += 1
             self._show_counts()
-        self.park([port.kick for port in self.ports], timeout)
+        self.park(self.kicks, timeout)
         if self.peer_gone:
-            self._stopping = True
+            self.leaving = True
 
     def _show_counts(self) -> None:
         for port in self.ports:

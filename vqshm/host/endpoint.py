@@ -166,7 +166,7 @@ class Endpoint:
         """Write the status register; what it holds then."""
         return int(self._ask({"type": "status", "value": value}, deadline)[0]["value"])
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
         """Take in what the coordinator has sent meanwhile, without waiting."""
         while not self.coordinator_gone:
             try:
@@ -204,15 +204,19 @@ class Endpoint:
         """Whether there was a peer and its process has ended."""
         return self._watch is not None and self._watch.ended
 
+    def peer_fileno(self) -> int:
+        """The pidfd of the peer, readable when it ends; -1 if there is no peer or it has ended."""
+        return -1 if self._watch is None or self._watch.ended else self._watch.fileno()
+
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     def park(self, bells: list[Notifier], timeout: float | None) -> None:
         """Sleep until a doorbell rings, the coordinator speaks, the peer ends, or `timeout` seconds are over."""
         watch = [] if self.coordinator_gone else [self._channel.fileno()]
-        if self._watch is not None and self._watch.fileno() >= 0 and not self._watch.ended:
-            watch.append(self._watch.fileno())
+        if self.peer_fileno() >= 0:
+            watch.append(self.peer_fileno())
         park_on(list(dict.fromkeys(bells)), watch, timeout)
-        self._hear()
+        self.hear()
 
     def fileno(self) -> int:
         """The control connection's descriptor, for event loops that wait for more than doorbells."""

@@ -1,0 +1,192 @@
+"""Ports: one queue of a running driver or device: its ring half, its two doorbells, its counters.
+
+A port rings the other side's doorbell only when the ring says that it wants to be woken [2.7.7, 2.7.10]. Counters are
+kept in private and shown in the region now and then, for `vqshm stat`; nobody decides anything by them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from vqshm import spec
+from vqshm.host.request import Lease, Request
+from vqshm.memory import BufferPool
+from vqshm.ring import DeviceQueue, DriverQueue
+
+if TYPE_CHECKING:
+    from vqshm.memory import GuestMemory
+    from vqshm.notify import Notifier
+    from vqshm.ring import DescriptorChain, QueueConfig, SplitLayout
+    from vqshm.transport import DeviceCounters, DriverCounters, QueuePlan
+
+SHOW_EVERY: Final = 64  # chains; a busy side shows its counters so often, an idle one before it sleeps
+TABLE_ENTRIES: Final = 16  # descriptors in an indirect table: longer chains use the descriptor table itself
+
+Half = TypeVar("Half", DriverQueue, DeviceQueue)
+
+
+class _Port(Generic[Half]):
+    """What both sides count, and how they show it."""
+
+    def __init__(
+        self, number: int, queue: Half, kick: Notifier, call: Notifier, cells: DriverCounters | DeviceCounters
+    ) -> None:
+        self.number = number
+        self.queue: Half = queue
+        self.kick_bell = kick
+        self.call_bell = call
+        self.counts = dict.fromkeys(cells.snapshot(), 0)
+        self._cells = cells
+
+    def show_counts(self) -> None:
+        """Write the counters where `vqshm stat` reads them."""
+        for name, value in self.counts.items():
+            setattr(self._cells, name, value)
+
+
+class DevicePort(_Port[DeviceQueue]):
+    """One queue of a running device."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        plan: QueuePlan,
+        config: QueueConfig,
+        kick: Notifier,
+        call: Notifier,
+        cells: DeviceCounters,
+    ) -> None:
+        super().__init__(plan.number, config.device(memory), kick, call, cells)
+
+    def pop(self) -> DescriptorChain | None:
+        """The next chain; None if there is none, or the queue is broken. Raises the PeerViolation that breaks it."""
+        if self.queue.broken is not None:
+            return None
+        chain = self.queue.pop()
+        if chain is not None:
+            self.counts["taken"] += 1
+            self.counts["bytes_in"] += chain.readable_bytes
+        return chain
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `pop` would find something: a chain, or a violation to report."""
+        return self.queue.broken is None and self.queue.avail_idx() != self.queue.next_avail
+
+    def complete(self, chain: DescriptorChain, written: int) -> None:
+        """Return a chain, and call the driver if it wants that."""
+        self.queue.add_used(chain.head_index, written)
+        self.counts["used"] += 1
+        self.counts["bytes_out"] += written
+        if self.queue.needs_notification():
+            self.call_bell.signal()
+            self.counts["calls"] += 1
+        else:
+            self.counts["calls_suppressed"] += 1
+        if not self.counts["used"] % SHOW_EVERY:
+            self.show_counts()
+
+
+class DriverPort(_Port[DriverQueue]):
+    """One queue of a running driver, with its buffers and its requests in flight."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        plan: QueuePlan,
+        config: QueueConfig,
+        kick: Notifier,
+        call: Notifier,
+        cells: DriverCounters,
+    ) -> None:
+        _clear(memory, plan.layout)
+        self.pool = BufferPool(*plan.buffers)
+        tables = self._reserve_tables(plan.size) if config.indirect else None
+        super().__init__(plan.number, config.driver(memory, indirect_tables=tables), kick, call, cells)
+        self.in_flight: dict[int, Request] = {}
+        self._memory = memory
+
+    def _reserve_tables(self, size: int) -> tuple[int, int] | None:
+        """Room for the indirect tables, if it takes no more than half of the buffers."""
+        wanted = TABLE_ENTRIES * spec.DESC_SIZE * size
+        return (self.pool.allocate(wanted), TABLE_ENTRIES) if wanted <= self.pool.size // 2 else None
+
+    def lease(self, count: int) -> Lease:
+        """`count` bytes of shared memory. Raises OutOfBuffers."""
+        return Lease(self._memory, self.pool, count)
+
+    def submit(self, readable: Sequence[Any], writable: Sequence[int], tag: Any) -> Request:
+        """Lease, copy, offer. Raises QueueFull, OutOfBuffers; nothing stays leased then."""
+        leases: list[Lease] = []
+        try:
+            for piece in readable:
+                data = memoryview(piece).cast("B")
+                lease = self.lease(data.nbytes)
+                leases.append(lease)
+                lease.view[:] = data
+            leases.extend(self.lease(count) for count in writable)
+            split = len(readable)
+            request = Request(self.number, leases[:split], leases[split:], tag)
+            self.offer(request)
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        return request
+
+    def offer(self, request: Request) -> None:
+        """Make a request available to the device. Raises QueueFull."""
+        readable = [lease.buffer for lease in request.readable]
+        request.token = self.queue.add(readable, [lease.buffer for lease in request.writable])
+        self.in_flight[request.token] = request
+        request.offered_at = time.perf_counter()
+        self.counts["added"] += 1
+        self.counts["bytes_out"] += sum(count for _, count in readable)
+
+    def kick(self) -> None:
+        """Notify the device of what was offered, if it wants to be."""
+        if self.queue.needs_kick():
+            self.kick_bell.signal()
+            self.counts["kicks"] += 1
+        else:
+            self.counts["kicks_suppressed"] += 1
+
+    def reap(self) -> Request | None:
+        """The next request the device returned; None if there is none, or the queue is broken.
+
+        Raises the PeerViolation that breaks it.
+        """
+        if self.queue.broken is not None:
+            return None
+        returned = self.queue.reap()
+        if returned is None:
+            return None
+        token, written = returned
+        request = self.in_flight.pop(token)
+        request.written = written
+        request.done = True
+        self.counts["reaped"] += 1
+        self.counts["bytes_in"] += written
+        if not self.counts["reaped"] % SHOW_EVERY:
+            self.show_counts()
+        return request
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `reap` would find something: a request, or a violation to report."""
+        return self.queue.broken is None and self.queue.used_idx() != self.queue.last_used
+
+    def take_back(self) -> list[Request]:
+        """After a reset: every request that was in flight. Its buffers are the driver's again, its answer never came."""
+        lost = [self.in_flight.pop(token) for token in self.queue.detach_unused()]
+        for request in lost:
+            request.done = True
+        return lost
+
+
+def _clear(memory: GuestMemory, layout: SplitLayout) -> None:
+    """Zero the three areas, as the driver must before the device may look at them."""
+    for _, address, count in layout.areas():
+        memory.write(address, bytes(count))
