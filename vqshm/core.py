@@ -49,8 +49,8 @@ def kind() -> Literal["compiled", "interpreted"]:
     missing = sorted(name for name, is_compiled in compiled.items() if not is_compiled)
     if missing and len(missing) < len(compiled):
         raise ImportError(
-            f"this installation of vqshm mixes two cores: {len(missing)} of {len(compiled)} hot modules have no library "
-            f"for this Python ({', '.join(missing)}), the others have. Install it again, or remove the libraries by hand."
+            f"vqshm mixes two cores: {len(missing)} of {len(compiled)} hot modules have no library for this Python "
+            f"({', '.join(missing)}), the others have. Install vqshm again, or remove the libraries by hand."
         )
     return "compiled" if compiled and not missing else "interpreted"
 

@@ -12,18 +12,7 @@ import sys
 
 from vqshm import Device
 from vqshm.devices import Blk
-from vqshm.errors import InvalidState, VqshmError
-
-
-def serve(device: Device, disk: Blk) -> None:
-    """As `device.serve(disk)`, by hand: the disk must know whether its driver can flush."""
-    while True:
-        try:
-            disk.features_ok(device.wait_driver())
-        except InvalidState:  # no driver will come any more: the region closes
-            return
-        for chain in device:
-            device.complete(chain, disk.handle(chain))
+from vqshm.errors import VqshmError
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,9 +21,9 @@ def run(args: argparse.Namespace) -> None:
         Device.attach(args.region, args.device, features=disk.features, config=disk.config) as device,
     ):
         place = f"{args.region}/{device.plan.name}"
-        print(f"{place}: {args.image}, {disk.capacity} sectors, is waiting for drivers", flush=True)
         try:
-            serve(device, disk)
+            print(f"{place}: {args.image}, {disk.capacity} sectors, is waiting for drivers", flush=True)
+            device.serve(disk)
         finally:
             print(f"{place}: {args.image} ends; requests failed: {disk.failed}", flush=True)
 

@@ -17,8 +17,8 @@ from vqshm.errors import VqshmError
 def run(region: str, name: str | None) -> None:
     handler = Checksum()
     with Device.attach(region, name, features=handler.features, config=handler.config) as device:
-        print(f"{region}/{device.plan.name}: checksum device is waiting for drivers", flush=True)
         try:
+            print(f"{region}/{device.plan.name}: checksum device is waiting for drivers", flush=True)
             device.serve(handler)
         finally:
             print(f"{region}/{device.plan.name}: checksum device ends", flush=True)

@@ -15,7 +15,7 @@ from vqshm.errors import OutOfBuffers, QueueFull, VqshmError
 
 
 def stream(driver: Driver, count: int, size: int) -> str:
-    message = bytes(i & 0xFF for i in range(size))
+    message = (bytes(range(256)) * (size // 256 + 1))[:size]
     sent, received, start = 0, 0, time.perf_counter()
     while received < count:
         try:  # until the ring or the buffers are full: that is the back-pressure

@@ -17,8 +17,8 @@ from vqshm.errors import VqshmError
 def run(region: str, name: str | None, level: int) -> None:
     handler = ZBlock(level)
     with Device.attach(region, name, features=handler.features, config=handler.config) as device:
-        print(f"{region}/{device.plan.name}: zblock device is waiting for drivers, level {level}", flush=True)
         try:
+            print(f"{region}/{device.plan.name}: zblock device is waiting for drivers, level {level}", flush=True)
             device.serve(handler)
         finally:
             print(f"{region}/{device.plan.name}: zblock device ends", flush=True)

@@ -213,12 +213,14 @@ NAN = b"\xcb\x7f\xf8\0\0\0\0\0\0"
         b"\xc9\xff\xff\xff\xff\x01",  # ext 32
         b"\x81\xa4type\xdd\xff\xff\xff\xff",
         b"\x81\xa4type\xdf\xff\xff\xff\xff",
+        b"\xdd\x00\x10\x00\x00" + bytes(60_000),  # a million entries, of which some are there
+        b"\xdf\x00\x10\x00\x00" + bytes(60_000),
         b"\x81\xa4type\xc6\xff\xff\xff\xff",
         b"\x91" * 60_000,  # nested arrays
         b"\x81\xa1a" * 20_000,  # nested maps
         b"\x81\xa4type" + b"\x91" * 900 + b"\x90",
         b"\x91" * 1000 + b"\x90",
-        b"\xdc\x00\x40" + (b"\xdc\x00\x40" + b"\x90" * 64) * 64,  # many small ones
+        b"\xdc\x00\x0f" + (b"\xdc\x00\x40" + (b"\xdc\x00\x40" + b"\x90" * 64) * 64) * 15,  # 62 400 lists
         b"\xdc\x00\x40" + (b"\xdc\x00\x40" + b"\xcd\xff\xff" * 64) * 64,  # many numbers
         b"\x81\xa4type\xd6\xff\0\0\0\0",  # timestamp 32
         b"\x81\xa4type\xc7\x0c\xff" + bytes(12),  # timestamp 96

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from vqshm import spec
-from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation
+from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation, RuleError
 from vqshm.host.endpoint import Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.host.ports import DevicePort
@@ -104,20 +104,30 @@ class Device(Endpoint):
     def serve(self, handler: Handler) -> None:
         """Serve driver after driver until the region closes.
 
-        An exception in the handler completes its chain with 0 bytes.
+        A handler that has `features_ok(features)` is told what each driver accepted. A chain on which the handler fails
+        (an exception, more bytes reported than there is room for) is returned with 0 bytes, and the next one is served.
+
+        Raises RuleError for a handler of another device type than the region has here.
         """
+        if handler.device_id != self.plan.device_id:
+            raise RuleError(
+                f"{handler!r} is for device type {handler.device_id:#x}, but {self.region}/{self.plan.name} is of type "
+                f"{self.plan.device_id:#x}"
+            )
+        tell = getattr(handler, "features_ok", None)
         while True:
             try:
-                self.wait_driver()
+                features = self.wait_driver()
             except InvalidState:
                 return
+            if tell is not None:
+                tell(features)
             for chain in self:
                 try:
-                    written = handler.handle(chain)
+                    self.complete(chain, handler.handle(chain))
                 except Exception:
                     log.exception("%r failed on %r; the chain is returned with 0 bytes", handler, chain)
-                    written = 0
-                self.complete(chain, written)
+                    self.complete(chain)
 
     def _on_event(self, event: Message) -> None:
         what = event["what"]

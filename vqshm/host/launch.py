@@ -113,7 +113,7 @@ class Launched:
             if not piece:
                 status = self.process.wait()
                 raise PeerGone(
-                    f"the coordinator process {self.pid} of {self.name!r} ended with status {status} before it was ready",
+                    f"the coordinator process {self.pid} of {self.name!r} ended at its start, with status {status}",
                     pid=self.pid,
                     role="coordinator",
                 )

@@ -1,6 +1,7 @@
-"""Saved queue states as bytes: the msgpack form of `QueueState`, for a file or another process; untrusted when it returns.
+"""Saved queue states as bytes: the msgpack form of `QueueState`, for a file or another process.
 
-A map of the nine fields by name, behind a version, so that a later version can tell an earlier one:
+What comes back is untrusted. A map of the nine fields by name, behind a version, so that a later version can tell an
+earlier one:
 
     {"vqshm": 1, "queue": {"max_size": …, "next_avail": …, …}}
 """
