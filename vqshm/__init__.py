@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vqshm.host import Coordinator as Coordinator
     from vqshm.host import Device as Device
     from vqshm.host import Driver as Driver
+    from vqshm.host import Handle as Handle
     from vqshm.memory import GuestMemory as GuestMemory
     from vqshm.ring import DescriptorChain as DescriptorChain
     from vqshm.ring import DeviceQueue as DeviceQueue
@@ -45,6 +46,7 @@ _HOME = {
     "Driver": "vqshm.host",
     "DriverQueue": "vqshm.ring",
     "GuestMemory": "vqshm.memory",
+    "Handle": "vqshm.host",
     "Queue": "vqshm.ring",
     "QueueConfig": "vqshm.ring",
     "QueueSpec": "vqshm.transport",

@@ -3,6 +3,8 @@
 from vqshm.host.coordinator import Coordinator
 from vqshm.host.device import Device, Handler
 from vqshm.host.driver import Driver
+from vqshm.host.handle import Handle
+from vqshm.host.launch import Launched, launch
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.host.names import Condition, Found, look_at, look_at_all, open_plan, sweep
 from vqshm.host.ports import DevicePort, DriverPort
@@ -16,11 +18,14 @@ __all__ = [
     "Driver",
     "DriverPort",
     "Found",
+    "Handle",
     "Handler",
+    "Launched",
     "Lease",
     "ProcessId",
     "Request",
     "Watch",
+    "launch",
     "look_at",
     "look_at_all",
     "open_plan",

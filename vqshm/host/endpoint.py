@@ -28,6 +28,7 @@ from vqshm.errors import (
     VqshmError,
 )
 from vqshm.host import names, shm
+from vqshm.host.handle import Handle
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.memory import GuestMemory, Region
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
@@ -261,6 +262,14 @@ class Endpoint:
         raise CoordinatorGone(
             f"the coordinator of {self.region!r} (process {self.header.pid}) is gone", pid=self.header.pid
         )
+
+    @property
+    def handle(self) -> Handle:
+        """What to send to another process, which attaches by it."""
+        return Handle(self.region, self.plan.name)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"an attached {self.role} belongs to its process: send its `handle`, and attach by that")
 
     def __enter__(self) -> Self:
         return self

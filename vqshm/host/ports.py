@@ -179,7 +179,7 @@ class DriverPort(_Port[DriverQueue]):
         return self.queue.broken is None and self.queue.used_idx() != self.queue.last_used
 
     def take_back(self) -> list[Request]:
-        """After a reset: every request that was in flight. Its buffers are the driver's again, its answer never came."""
+        """After a reset: every request that was in flight; its buffers are ours again, its answer never came."""
         lost = [self.in_flight.pop(token) for token in self.queue.detach_unused()]
         for request in lost:
             request.done = True

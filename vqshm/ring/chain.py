@@ -343,8 +343,8 @@ class Reader(_Stream):
         return data
 
     def views(self, count: int = -1) -> list[memoryview]:
-        """Up to `count` bytes in place. The driver can still change them: copy what you check."""
-        return self._take(self.available_bytes if count < 0 else count)
+        """Up to `count` bytes in place, read-only. The driver can still change them: copy what you check."""
+        return [view.toreadonly() for view in self._take(self.available_bytes if count < 0 else count)]
 
     def split_at(self, offset: int) -> Reader:
         """Cut here: this one keeps the next `offset` bytes, the returned one has the rest. Raises SplitOutOfBounds."""

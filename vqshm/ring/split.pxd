@@ -63,8 +63,8 @@ cdef class DriverQueue(_Half):
     cdef atomic.Region _tables, _capacity, _parts, _last, _link
 
     cpdef publish(self)
-    @cython.locals(total="unsigned long long", addr="unsigned long long", length=Py_ssize_t)
-    cdef unsigned long long _check_buffers(self, object buffers) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(addr="unsigned long long", length=Py_ssize_t)
+    cdef unsigned long long _check_buffers(self, object buffers, unsigned long long total) except? 0xFFFFFFFFFFFFFFFF
     @cython.locals(remaining=int, index=int, last=int, flags=int, addr="unsigned long long", length="unsigned long long")
     cdef int _fill_chain(self, object readable, object writable) except -1
     @cython.locals(count=int, first=int, position=int, flags=int, following=int, addr="unsigned long long",

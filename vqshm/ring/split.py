@@ -458,8 +458,8 @@ class DriverQueue(_Half):
                 free=self.num_free,
                 in_flight=self.in_flight,
             )
-        self._check_buffers(readable)
-        capacity = self._check_buffers(writable)
+        total = self._check_buffers(readable, 0)
+        capacity = self._check_buffers(writable, total) - total
         head = self._free
         if in_table:
             self._fill_table(head, readable, writable)
@@ -484,9 +484,8 @@ class DriverQueue(_Half):
         self._published = self._avail_idx
         atomic.store_u16(self._avail, _IDX, self._avail_idx)
 
-    def _check_buffers(self, buffers: Sequence[Buffer]) -> int:
-        """Total bytes of the buffers, each of which must lie in memory."""
-        total = 0
+    def _check_buffers(self, buffers: Sequence[Buffer], total: int) -> int:
+        """`total` and the bytes of the buffers, each of which must lie in memory."""
         for address, length in buffers:
             if not isinstance(address, int):
                 raise TypeError(f"{self.name}: a guest address is a whole number, not {address!r}")

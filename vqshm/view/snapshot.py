@@ -1,0 +1,232 @@
+"""Snapshot: everything that can be seen of a region from outside: its owner, its devices, counters and rings.
+
+The region is mapped read-only (PROT_READ) and never written, and nobody is asked anything: the processes in it do not
+notice. What they wrote into their cells is shown as it stands; a busy side writes its counters every 64 chains, an idle
+one before it sleeps.
+
+    take("demo").devices[0].queues[0].driver["added"]
+    json.dumps(take("demo").as_map())
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from vqshm import spec
+from vqshm.errors import NegotiationError
+from vqshm.host import Condition, ProcessId
+from vqshm.host.shm import open_object
+from vqshm.memory import GuestMemory, Region
+from vqshm.transport import GUEST_BASE, Header, Manifest, Plan, check_name, features, read_header, read_manifest, status
+from vqshm.view.image import RingImage, read_ring
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vqshm.transport import DevicePlan, QueuePlan
+
+_FIRST_BYTES: Final = 1 << 16  # more than the records of the largest region
+
+KINDS: Final = {
+    value: name.removeprefix("VIRTIO_ID_").removeprefix("VQSHM_ID_").lower()
+    for name, value in vars(spec).items()
+    if name.startswith(("VIRTIO_ID_", "VQSHM_ID_"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that a cell names. `start_time`: clock ticks since boot; `age`: seconds since then, while it lives."""
+
+    pid: int
+    start_time: int
+    alive: bool
+    age: float | None = None
+    command: str = ""
+
+    @classmethod
+    def look_up(cls, pid: int, start_time: int) -> Self | None:
+        """The process of these two cells; None if the cell says nobody."""
+        if not pid:
+            return None
+        known = ProcessId(pid, start_time)
+        try:
+            command = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            command = ""
+        if not known.alive:
+            return cls(pid, start_time, alive=False)
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - start_time / os.sysconf("SC_CLK_TCK")
+        return cls(pid, start_time, alive=True, age=max(0.0, age), command=command)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSnapshot:
+    """A queue: `index` in the region, `number` in its device, `size` in descriptors, addresses in guest memory.
+
+    `driver` and `device` are the counters of the two sides by name; see `vqshm.transport.cells` for their units.
+    """
+
+    index: int
+    number: int
+    size: int
+    addresses: dict[str, int]  # of descriptor table, available ring, used ring, buffers
+    buffer_bytes: int
+    driver: dict[str, int]
+    device: dict[str, int]
+    event_idx: bool  # whether the events mean something; else the flags do
+    ring: RingImage
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """A device: `status` is its register [2.1], `state` what that stands for; features by name."""
+
+    index: int
+    name: str
+    device_id: int
+    kind: str
+    status: int
+    status_bits: str
+    state: str
+    offered: tuple[str, ...]
+    accepted: tuple[str, ...]
+    config_bytes: int
+    config_generation: int
+    driver: Process | None
+    device: Process | None
+    queues: tuple[QueueSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSnapshot:
+    """A region at `taken_at` (seconds of time.monotonic()); `size` in bytes."""
+
+    name: str
+    condition: str
+    size: int
+    manifest_bytes: int
+    notify: str
+    coordinator: Process | None
+    devices: tuple[DeviceSnapshot, ...]
+    taken_at: float
+
+    @property
+    def queues(self) -> tuple[QueueSnapshot, ...]:
+        """All queues of the region, by index."""
+        return tuple(queue for device in self.devices for queue in device.queues)
+
+    def as_map(self) -> dict[str, Any]:
+        """Return all of it as maps, lists, numbers and texts; of each ring its indices and what is in flight."""
+        whole = asdict(self)
+        for device in whole["devices"]:
+            for queue in device["queues"]:
+                ring = queue["ring"]
+                for raw in ("heads", "used", "table", "owners"):
+                    del ring[raw]
+        return whole
+
+
+class Observer:
+    """A region mapped read-only. A context manager; the mapping goes when the last one who looks lets go of it.
+
+    Raises NotFound (the message lists what exists), UntrustedPeer, InvalidState (half made), VersionMismatch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.header, self.plan, mapping = _map(check_name(name))
+        first = self.plan.manifest_bytes
+        self.manifest = Manifest(Region(mapping, 0, first), self.plan)
+        self._guest: GuestMemory | None = None
+        if self.plan.guest_bytes:
+            self._guest = GuestMemory([(GUEST_BASE, memoryview(mapping)[first:])])
+
+    def snapshot(self) -> RegionSnapshot:
+        """Everything, now."""
+        owner = Process.look_up(self.header.pid, self.header.start_time)
+        return RegionSnapshot(
+            name=self.name,
+            condition=Condition.ALIVE if owner is not None and owner.alive else Condition.STALE,
+            size=self.plan.total_bytes,
+            manifest_bytes=self.plan.manifest_bytes,
+            notify=self.header.notify,
+            coordinator=owner,
+            devices=tuple(self._device(device) for device in self.plan.devices),
+            taken_at=time.monotonic(),
+        )
+
+    def _device(self, plan: DevicePlan) -> DeviceSnapshot:
+        cells = self.manifest.device(plan.index).snapshot()
+        event_idx = bool(cells["accepted"] >> spec.VIRTIO_F_EVENT_IDX & 1)
+        return DeviceSnapshot(
+            index=plan.index,
+            name=plan.name,
+            device_id=plan.device_id,
+            kind=KINDS.get(plan.device_id, f"id {plan.device_id:#x}"),
+            status=cells["status"],
+            status_bits=status.describe(cells["status"]),
+            state=_state(cells["status"]),
+            offered=features.names(cells["offered"]),
+            accepted=features.names(cells["accepted"]),
+            config_bytes=plan.config_bytes,
+            config_generation=cells["config_generation"],
+            driver=Process.look_up(cells["driver_pid"], cells["driver_start_time"]),
+            device=Process.look_up(cells["device_pid"], cells["device_start_time"]),
+            queues=tuple(self._queue(queue, event_idx=event_idx) for queue in plan.queues),
+        )
+
+    def _queue(self, plan: QueuePlan, *, event_idx: bool) -> QueueSnapshot:
+        assert self._guest is not None  # noqa: S101 - where there is a queue there is memory for it
+        cells = self.manifest.queue(plan.index)
+        addresses = {name: address for name, address, _ in plan.layout.areas()}
+        return QueueSnapshot(
+            index=plan.index,
+            number=plan.number,
+            size=plan.size,
+            addresses={**addresses, "buffers": plan.buffers.address},
+            buffer_bytes=plan.buffers.length,
+            driver=cells.driver.snapshot(),
+            device=cells.device.snapshot(),
+            event_idx=event_idx,
+            ring=read_ring(self._guest, plan.layout),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self.manifest
+        self._guest = None
+
+
+def take(name: str) -> RegionSnapshot:
+    """Look at a region once. Raises NotFound, UntrustedPeer, InvalidState, VersionMismatch."""
+    with Observer(name) as observer:
+        return observer.snapshot()
+
+
+def _map(name: str) -> tuple[Header, Plan, mmap.mmap]:
+    """Header, plan and mapping of a region; every field is checked before anything of that size is mapped."""
+    fd, size = open_object(name, writable=False)
+    try:
+        first = os.pread(fd, _FIRST_BYTES, 0)
+        header, plan = read_header(first, size), read_manifest(first, size)
+        # Not populated, unlike for those who work in it: of a large region only the rings are looked at.
+        return header, plan, mmap.mmap(fd, plan.total_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+
+
+def _state(value: int) -> str:
+    try:
+        return status.state_of(value)
+    except NegotiationError:
+        return "impossible"
