@@ -4,8 +4,9 @@
     python tools/conformance.py FILE.jsonl[.gz] … [--core pure|compiled|both] [--group PREFIX] [--verbose]
 
 A file has one JSON object per line: a memory map, a queue configuration, a list of operations, and what the Rust crate
-answered. Our queue runs in seed policy. Prints the names that fail and the closing line `N passed, M failed`; exit status 1
-if any failed, 2 if it could not run.
+answered. Our queue runs in seed policy. Prints the names that fail and the closing line `N passed, M failed`; with
+`--core both` each core closes with such a line, and a last one sums them up. Exit status 1 if any failed, 2 if it could
+not run.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import vqshm
@@ -80,7 +82,7 @@ class Player:
             "next_used": self.queue.next_used,
         }
 
-    # -- state and configuration -------------------------------------------------------------------------------------------
+    # -- state and configuration ---------------------------------------------------------------------------------------
 
     def op_is_valid(self) -> bool:
         return self.queue.is_valid(self.memory)
@@ -141,7 +143,7 @@ class Player:
     def op_roundtrip(self) -> None:
         self.op_load_state(self.op_state())
 
-    # -- rings ---------------------------------------------------------------------------------------------------------------
+    # -- rings ---------------------------------------------------------------------------------------------------------
 
     def op_avail_idx(self) -> int:
         return self.queue.avail_idx(self.memory)
@@ -233,7 +235,7 @@ class Player:
     def op_needs_notification(self) -> bool:
         return self.queue.needs_notification(self.memory)
 
-    # -- streams -------------------------------------------------------------------------------------------------------------
+    # -- streams -------------------------------------------------------------------------------------------------------
 
     def _stream(self, make: str, done: str, steps: list[list[Any]]) -> Any:
         chain = self.queue.pop_descriptor_chain(self.memory)
@@ -275,7 +277,7 @@ class Player:
     def op_writer(self, steps: list[list[Any]]) -> Any:
         return self._stream("writer", "bytes_written", steps)
 
-    # -- the rest ------------------------------------------------------------------------------------------------------------
+    # -- the rest ------------------------------------------------------------------------------------------------------
 
     def op_write(self, address: int, data: str) -> None:
         self.memory.write(address, bytes.fromhex(data))
@@ -352,7 +354,8 @@ def first_difference(case: dict[str, Any], got: dict[str, Any]) -> str:
     want = case["expected"]
     for i, (w, g) in enumerate(zip(want["ops"], got["ops"], strict=False)):
         if w != g:
-            return f"op {i} {json.dumps(case['scenario']['ops'][i])[:120]}: want {json.dumps(w)[:160]}, got {json.dumps(g)[:160]}"
+            op = json.dumps(case["scenario"]["ops"][i])[:120]
+            return f"op {i} {op}: want {json.dumps(w)[:160]}, got {json.dumps(g)[:160]}"
     return f"want init {want['init']} final {want['final']}, got init {got['init']} final {got['final']}"
 
 
@@ -370,7 +373,7 @@ def play_files(paths: list[Path], group: str, *, verbose: bool) -> int:
                 failed += 1
                 print(f"FAILED {case['name']}" + (f"  {first_difference(case, got)}" if verbose else ""))
     print(f"core: {vqshm.core.kind()} ({vqshm.core.reason()})")
-    print(f"{passed} passed, {failed} failed")
+    print(_closing_line(passed, failed))
     return 1 if failed or not passed else 0
 
 
@@ -387,29 +390,60 @@ def main() -> int:
             parser.error(f"no such file: {path}")
     if args.core is None:
         return play_files(args.files, args.group, verbose=args.verbose)
-    status = 0
-    for core in ("pure", "compiled") if args.core == "both" else (args.core,):
-        status = max(status, _in_fresh_interpreter(core, args))
-    return status
+    cores = ("pure", "compiled") if args.core == "both" else (args.core,)
+    if "compiled" in cores and (missing := _no_compiled_core()):
+        print(f"no compiled core here ({missing})", file=sys.stderr)
+        return 2
+    outcomes = [_in_fresh_interpreter(core, args) for core in cores]
+    if len(outcomes) > 1:
+        print("both cores together:")
+        print(_closing_line(sum(o.passed for o in outcomes), sum(o.failed for o in outcomes)))
+    return max(o.status for o in outcomes)
 
 
-def _in_fresh_interpreter(core: str, args: argparse.Namespace) -> int:
+class Outcome(NamedTuple):
+    """What one run came to."""
+
+    status: int
+    passed: int = 0
+    failed: int = 0
+
+
+def _environment(core: str) -> dict[str, str]:
+    return {**os.environ, "VQSHM_PURE": "1" if core == "pure" else "0"}
+
+
+def _no_compiled_core() -> str:
+    """Why there is no compiled core; empty if there is one."""
+    probe = subprocess.run(
+        [sys.executable, "-c", "import vqshm.core as c; print(c.kind(), c.reason(), sep=': ')"],
+        env=_environment("compiled"),
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if probe.stdout.startswith("compiled"):
+        return ""
+    return probe.stdout.strip() or probe.stderr.strip().rpartition("\n")[2] or "no answer"
+
+
+def _in_fresh_interpreter(core: str, args: argparse.Namespace) -> Outcome:
     """The core is chosen when vqshm is imported, so each gets an interpreter of its own."""
-    environment = {**os.environ, "VQSHM_PURE": "1" if core == "pure" else "0"}
-    if core == "compiled":
-        probe = subprocess.run(
-            [sys.executable, "-c", "import vqshm.core as c; print(c.kind(), c.reason(), sep=': ')"],
-            env=environment,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if not probe.stdout.startswith("compiled"):
-            print(f"no compiled core here ({probe.stdout.strip() or probe.stderr.strip()})", file=sys.stderr)
-            return 2
-    command = [sys.executable, __file__, *map(str, args.files), "--group", args.group]
-    return subprocess.run(command + ["--verbose"] * args.verbose, env=environment, check=False).returncode
+    command = [sys.executable, __file__, *map(str, args.files), "--group", args.group, *["--verbose"] * args.verbose]
+    last = ""
+    with subprocess.Popen(command, env=_environment(core), stdout=subprocess.PIPE, text=True) as child:
+        for last in child.stdout or ():
+            print(last, end="", flush=True)
+    counts = re.fullmatch(_closing_line(r"(\d+)", r"(\d+)"), last.strip())
+    if child.returncode not in (0, 1) or counts is None:
+        print(f"the {core} core ended with status {child.returncode} and no closing line", file=sys.stderr)
+        return Outcome(2)
+    return Outcome(child.returncode, int(counts[1]), int(counts[2]))
+
+
+def _closing_line(passed: object, failed: object) -> str:
+    return f"{passed} passed, {failed} failed"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python tools/spec_index.py [--uncovered] [--section 2.7.5]
 
-The statements stand in tests/spec/statements.toml, and a test refers to one by its mark: @pytest.mark.spec("2.7.1-driver-1").
-The tests are read, not imported, so this runs without pytest and without vqshm. It exits with 1 if a mark names a statement
-that is not there.
+The statements stand in tests/spec/statements.toml, and a test refers to one by its mark:
+`@pytest.mark.spec("2.7.1-driver-1")`. The tests are read, not imported, so this runs without pytest and without vqshm.
+It exits with 1 if a mark names a statement that is not there.
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ def _entry(statement: Statement, tests: list[str], *, uncovered_only: bool) -> I
 
 def _count(statements: Iterable[Statement], tests: dict[str | None, list[str]]) -> tuple[int, int, int]:
     """(covered, not applicable, uncovered)."""
-    states = Counter(
-        "covered" if s.id in tests else "absent" if s.not_applicable else "uncovered" for s in statements
-    )
+    states = Counter("covered" if s.id in tests else "absent" if s.not_applicable else "uncovered" for s in statements)
     return states["covered"], states["absent"], states["uncovered"]
 
 

@@ -17,7 +17,7 @@ INDIRECTLY = pytest.mark.parametrize("indirect", [False, True], ids=["direct", "
 POLICIES = pytest.mark.parametrize("strict", [True, False], ids=["strict", "seed"])
 
 
-# -- 2.7.1 alignment -----------------------------------------------------------------------------------------------------
+# -- 2.7.1 alignment ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("2.7.1-driver-1")
@@ -43,7 +43,7 @@ def test_a_driver_does_not_run_on_areas_off_their_alignments(bench, moved, by, e
         QueueConfig(layout).driver(rig.memory)
 
 
-# -- 2.7.4 framing -------------------------------------------------------------------------------------------------------
+# -- 2.7.4 framing -----------------------------------------------------------------------------------------------------
 
 
 def cuts(total):
@@ -86,7 +86,7 @@ def test_the_device_understands_a_request_however_it_is_cut(bench, readable, wri
 
 
 def put_chain(rig, pieces, order, plain):
-    """Write a chain of (addr, len, flags) to the table entries `order`; what follows the first `plain` goes to a table."""
+    """As a foreign driver: write (addr, len, flags), the first `plain` to the entries `order`, the rest to a table."""
     table, _ = rig.buffer(16 * len(pieces))
     plain = min(plain, len(pieces))
     for i, (addr, length, flags) in enumerate(pieces):
@@ -114,7 +114,7 @@ def test_no_readable_descriptor_stands_behind_a_writable_one(bench, indirect, re
     assert [bool(d.flags & WRITE) for d in found] == [False] * readable + [True] * writable
 
 
-# -- 2.7.5 the descriptor table ------------------------------------------------------------------------------------------
+# -- 2.7.5 the descriptor table ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("2.7.5.1-device-1")
@@ -242,7 +242,7 @@ def table_entries(rig, head):
     return found
 
 
-# -- 2.7.5.3 indirect tables ---------------------------------------------------------------------------------------------
+# -- 2.7.5.3 indirect tables -------------------------------------------------------------------------------------------
 
 
 def offer_many(rig):
@@ -336,7 +336,7 @@ def test_a_full_queue_of_plain_descriptors_may_end_in_an_indirect_table_of_one(b
     assert len(list(rig.device.pop())) == rig.size
 
 
-# -- 6.1 addresses -------------------------------------------------------------------------------------------------------
+# -- 6.1 addresses -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("6.1-driver-3")

@@ -18,12 +18,16 @@ IDX = 2  # offset of idx in both rings
 INDIRECTLY = pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 
 
-# -- 2.7.6 the available ring --------------------------------------------------------------------------------------------
+# -- 2.7.6 the available ring ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("2.7.6.1-driver-1")
 @INDIRECTLY
-@given(plan=st.lists(st.tuples(st.sampled_from(["add", "batch", "full", "reap", "ask", "bad"]), st.integers(1, 3)), max_size=25))
+@given(
+    plan=st.lists(
+        st.tuples(st.sampled_from(["add", "batch", "full", "reap", "ask", "bad"]), st.integers(1, 3)), max_size=25
+    )
+)
 def test_avail_idx_moves_forward_by_the_chains_offered_and_never_back(bench, indirect, plan):
     rig = bench(indirect=indirect)
     buffer = rig.buffer(16)
@@ -106,7 +110,7 @@ def test_an_offered_entry_of_the_available_ring_stays_until_it_is_taken(bench):
     assert list(rig.avail().ring) == heads
 
 
-# -- 2.7.8 the used ring -------------------------------------------------------------------------------------------------
+# -- 2.7.8 the used ring -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("2.7.8.2-device-1")
@@ -182,7 +186,7 @@ def test_a_length_beyond_the_writable_bytes_is_not_believed(bench, written):
     assert isinstance(raised.value, errors.PeerViolation)
 
 
-# -- 2.7.13 order --------------------------------------------------------------------------------------------------------
+# -- 2.7.13 order ------------------------------------------------------------------------------------------------------
 
 VARIANTS = pytest.mark.parametrize("variant", ["", " indirect", " event_idx", " event_idx indirect"])
 

@@ -16,7 +16,7 @@ def passed(event, old, count):
     return any((old + i) & 0xFFFF == event for i in range(count))
 
 
-# -- 2.7.7 calls: what the driver says -----------------------------------------------------------------------------------
+# -- 2.7.7 calls: what the driver says ---------------------------------------------------------------------------------
 
 
 def run_driver(rig):
@@ -67,7 +67,7 @@ def test_a_driver_called_for_nothing_finds_nothing_and_goes_on(bench, event_idx)
     assert driver.reap() is None
 
 
-# -- 2.7.7 calls: what the device does -----------------------------------------------------------------------------------
+# -- 2.7.7 calls: what the device does ---------------------------------------------------------------------------------
 
 
 def give_back_through(device, rig, count=1):
@@ -133,7 +133,7 @@ def test_with_event_idx_the_device_calls_if_used_event_was_passed(bench, positio
         position = (position + count) & 0xFFFF
 
 
-# -- 2.7.10 kicks: what the driver does ----------------------------------------------------------------------------------
+# -- 2.7.10 kicks: what the driver does --------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("2.7.10.1-driver-2")
@@ -187,7 +187,7 @@ def test_with_event_idx_the_driver_kicks_if_avail_event_was_passed(bench, event,
             rig.driver.reap()
 
 
-# -- 2.7.10 kicks: what the device says ----------------------------------------------------------------------------------
+# -- 2.7.10 kicks: what the device says --------------------------------------------------------------------------------
 
 
 def run_device(rig):
@@ -199,6 +199,9 @@ def run_device(rig):
         yield
         rig.driver.add([rig.buffer(16)])
         rig.driver.add([rig.buffer(16)])
+        device.pop()
+        device.go_to_previous_position()
+        yield
         chain = device.pop()
         yield
         device.enable_notification()
@@ -206,8 +209,6 @@ def run_device(rig):
         device.add_used(chain.head_index, 0)
         yield
         device.needs_notification()
-        yield
-        device.go_to_previous_position()
         yield
 
 

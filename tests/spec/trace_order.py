@@ -1,7 +1,7 @@
-"""Print, as JSON, every access to shared memory that a few ring operations make, in order. Runs on the interpreted core.
+"""Print, as JSON, every access to shared memory that a few ring operations make, in order.
 
-The functions of the ordering seam are replaced by ones that take notes. An access is [function, area, offset, value], the
-value being the one stored or fetched; accesses to private memory are left out.
+The functions of the ordering seam are replaced by ones that take notes, which only the interpreted core allows. An
+access is [function, area, offset, value], the value being the one stored or fetched; private memory is left out.
 """
 
 from __future__ import annotations

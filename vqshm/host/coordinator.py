@@ -183,6 +183,7 @@ class Coordinator:
             self._drop(client)
 
     def _answer(self, client: _Client, message: Message) -> None:
+        client.serial = message.get("serial", 0)
         try:
             self._dispatch(client, message)
         except (PeerGone, ProtocolError):
@@ -325,15 +326,19 @@ class _Client:
         self.role = ""
         self.slot: Slot | None = None
         self.failed = False
+        self.serial = 0  # of the request that is being answered
 
-    def reply(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+    def reply(self, message: Message, fds: tuple[int, ...] = (), serial: int | None = None) -> None:
+        self._post({**message, "serial": self.serial if serial is None else serial}, fds)
+
+    def event(self, what: str, **facts: Any) -> None:
+        self._post({"type": "event", "what": what, **facts})
+
+    def _post(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         try:
             self.channel.post(message, fds)
         except (PeerGone, ProtocolError, InvalidState):
             self.failed = True  # dropped at the end of the step, when nobody is in the middle of anything
-
-    def event(self, what: str, **facts: Any) -> None:
-        self.reply({"type": "event", "what": what, **facts})
 
 
 def _error(error: VqshmError) -> Message:

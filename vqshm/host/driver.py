@@ -31,6 +31,7 @@ from vqshm.errors import (
 from vqshm.host.endpoint import Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.host.ports import DriverPort
+from vqshm.memory import BufferPool
 from vqshm.notify import Deadline, WaitStrategy
 from vqshm.transport import features as feature_bits
 
@@ -86,6 +87,9 @@ class Driver(Endpoint):
         self._offered = 0
         self._wanted = self._required = 0
         self._reset_wanted: dict[int, str] = {}  # queue -> why the device needs a reset, once it said so
+        self._pools: list[BufferPool] = []  # one for each queue; they outlive a reset, as buffers may be out over it
+        self._retired: list[DriverPort] = []  # queues of before a reset that is not confirmed yet
+        self._lost: list[Request] = []  # what was in flight at a reset that is not finished yet
         self._early: list[Request] = []  # reaped by `request()` while it waited for its own
         super().__init__(*args, **kwargs)
 
@@ -106,38 +110,57 @@ class Driver(Endpoint):
         status = self._status(spec.STATUS_ACKNOWLEDGE, deadline)
         status = self._status(status | spec.STATUS_DRIVER, deadline)
         try:
-            accepted = feature_bits.negotiate(self._offered, self._wanted, self._required)
-            self._ask({"type": "features", "bits": accepted}, deadline)
-            status = self._status(status | spec.STATUS_FEATURES_OK, deadline)
+            status = self._negotiate(status, deadline)
         except NegotiationError:
             self._status(status | spec.STATUS_FAILED, deadline)
             raise
-        self.features = accepted
-        self._set_up_queues()
+        ports = self._set_up_queues()
         self._status(status | spec.STATUS_DRIVER_OK, deadline)
+        self.ports = ports  # only now may buffers be offered
 
-    def _set_up_queues(self) -> None:
-        self.ports = []
-        for plan in self.plan.queues:
+    def _negotiate(self, status: int, deadline: Deadline) -> int:
+        """Agree on features; the status, read back with FEATURES_OK in it. Raises NegotiationError."""
+        self.features = feature_bits.negotiate(self._offered, self._wanted, self._required)
+        self._ask({"type": "features", "bits": self.features}, deadline)
+        status = self._status(status | spec.STATUS_FEATURES_OK, deadline)
+        if not status & spec.STATUS_FEATURES_OK:
+            raise NegotiationError(f"the device does not accept {', '.join(feature_bits.names(self.features))}")
+        return status
+
+    def _set_up_queues(self) -> list[DriverPort]:
+        if not self._pools:
+            self._pools = [BufferPool(*plan.buffers) for plan in self.plan.queues]
+        ports = []
+        for plan, pool in zip(self.plan.queues, self._pools, strict=True):
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).driver
             kick, call = self.kicks[plan.number], self.calls[plan.number]
-            self.ports.append(DriverPort(self.memory, plan, config, kick, call, cells))
+            ports.append(DriverPort(self.memory, plan, config, pool, kick, call, cells))
+        return ports
 
     def reset(self, timeout: float | None = 5.0) -> list[Request]:
         """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again.
 
-        Waits for a new device process if the old one ended. Raises DeadlineExceeded, CoordinatorGone, NegotiationError.
+        Waits for a new device process if the old one ended. Release the requests: until then their buffers stay out.
+
+        Raises DeadlineExceeded, CoordinatorGone, NegotiationError; nothing can be submitted then, and the next `reset`
+        goes on from there.
         """
         self._check_usable()
         deadline = Deadline(timeout)
+        self._retired += self.ports
+        self.ports = []
         self._status(spec.STATUS_RESET, deadline)
-        lost = [request for port in self.ports for request in port.take_back()]
+        # The device has let go: what was in flight is ours again [2.4].
+        for port in self._retired:
+            self._lost += port.take_back()
+        self._retired.clear()
         self._reset_wanted.clear()
         self.hear()
         if self.peer_gone:
             self._forget_peer()
         self._wait_device(deadline)
         self._initialise(deadline)
+        lost, self._lost = self._lost, []
         return lost
 
     def _on_event(self, event: Message) -> None:
@@ -209,7 +232,7 @@ class Driver(Endpoint):
     @property
     def in_flight(self) -> int:
         """Requests the device has not returned yet, over all queues."""
-        return sum(len(port.in_flight) for port in self.ports)
+        return sum(len(port.in_flight) for port in (*self.ports, *self._retired))
 
     # -- for event loops: nothing here waits ---------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Endpoint:
         self._closed = False
         self._watch: Watch | None = None
         self._events: list[Message] = []
+        self._serial = 0  # of the last control call; its answer carries the same
         self._bells: list[Notifier] = []
         deadline = Deadline(timeout)
         self._open_region()
@@ -143,13 +144,15 @@ class Endpoint:
         if self.coordinator_gone:
             self._no_coordinator()
         deadline = deadline or Deadline(CONTROL_TIMEOUT)
+        self._serial = (self._serial + 1) & 0xFFFF_FFFF
         try:
-            self._channel.send(request, (), deadline)
+            self._channel.send({**request, "serial": self._serial}, (), deadline)
             while True:
                 message, fds = self._channel.receive(deadline)
-                if message["type"] != "event":
+                if message.get("serial") == self._serial:
                     break
-                self._events.append(message)
+                close_all(fds)
+                self._take_in(message)
         except DeadlineExceeded:
             raise DeadlineExceeded(
                 f"the coordinator (process {self.header.pid}) did not answer {request['type']!r} in time"
@@ -177,14 +180,20 @@ class Endpoint:
                 break
             if received is None:
                 break
-            if received.message["type"] != "event":
-                raise ProtocolError(f"the coordinator sent {received.message['type']!r} unasked")
-            self._events.append(received.message)
+            close_all(received.fds)
+            self._take_in(received.message)
         events, self._events = self._events, []
         for event in events:
             if event["what"] == "closing":
                 self.closing = True
             self._on_event(event)
+
+    def _take_in(self, message: Message) -> None:
+        """Keep an event; drop the late answer to a call that nobody waits for any more."""
+        if message["type"] == "event":
+            self._events.append(message)
+        elif not self._serial:
+            raise ProtocolError(f"the coordinator sent {message['type']!r} unasked")
 
     def _on_event(self, event: Message) -> None:
         """React to an event; for the roles."""

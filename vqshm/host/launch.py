@@ -19,7 +19,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, get_args
 
 import vqshm
 from vqshm import core, errors
@@ -27,13 +27,12 @@ from vqshm.errors import DeadlineExceeded, NotFound, PeerGone, VqshmError
 from vqshm.host import names
 from vqshm.host.coordinator import Coordinator
 from vqshm.notify import Deadline
+from vqshm.notify.notifier import Kind
 from vqshm.transport import DeviceSpec, QueueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType, TracebackType
-
-    from vqshm.notify.notifier import Kind
 
 START_TIMEOUT: Final = 30.0  # seconds; an interpreter that starts on a busy machine
 CLOSE_TIMEOUT: Final = 5.0  # seconds before a coordinator that does not end is killed
@@ -48,6 +47,8 @@ def launch(
 
     Raises what `Coordinator` raises, PeerGone if the process ended before that, DeadlineExceeded.
     """
+    if notify not in get_args(Kind):
+        raise ValueError(f"notify is one of {', '.join(get_args(Kind))}, not {notify!r}")
     command, environment = same_python()
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
         [*command, "-c", _CODE, str(name)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -53,8 +53,9 @@ class Watch:
     def __init__(self, process: ProcessId) -> None:
         self.process = process
         self._fd = -1
-        with contextlib.suppress(ProcessLookupError):
-            self._fd = os.pidfd_open(process.pid)
+        if process.pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                self._fd = os.pidfd_open(process.pid)
         if self._fd >= 0 and not process.alive:  # the pid was used again before it was opened, or a zombie holds it
             self.close()
 

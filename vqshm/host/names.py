@@ -5,11 +5,11 @@
     RUNTIME/NAME.sock                  its control socket, mode 0600
     RUNTIME/lock                       held (flock) only while a name is taken or swept
 
-RUNTIME is $VQSHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/vqshm, else a private directory in /tmp; mode 0700 and ours.
+RUNTIME is $VQSHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/vqshm, else a directory in /tmp; mode 0700 and ours.
 
-A name is stale if its coordinator has ended. A region whose header has no magic yet was left half made: whoever makes
-one holds the lock until the header is complete, so under the lock such an object has no maker any more. What carries
-another magic or version is not ours to judge, and is left alone.
+A name is stale if its coordinator has ended. A region whose header has no magic yet is in the making while its maker
+has it locked (flock, which the kernel lets go of when the maker ends), else it was left half made. What carries another
+magic or version is not ours to judge, and is left alone.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vqshm.errors import InvalidState, NotFound, UntrustedPeer, VersionMismatch
+from vqshm.errors import DeadlineExceeded, InvalidState, NotFound, RuleError, UntrustedPeer, VersionMismatch
 from vqshm.host import shm
 from vqshm.host.liveness import ProcessId
-from vqshm.notify import unlink_semaphore
+from vqshm.notify import Deadline, unlink_semaphore
 from vqshm.transport import Header, Plan, check_name, read_header, read_manifest
 
+LOCK_TIMEOUT = 30.0  # seconds; whoever holds the lock reserves pages at most
+_LOCK_PAUSE = 0.005  # seconds
 _FIRST_BYTES = 1 << 16  # more than the records of the largest region
 
 
@@ -43,7 +46,8 @@ def runtime_directory() -> Path:
         path = Path(session, "vqshm")
     else:
         path = Path(tempfile.gettempdir(), f"vqshm-{os.geteuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # what it is then is looked at next
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise UntrustedPeer(f"{path} must be a directory of this user alone (mode 0700)", path=str(path))
@@ -57,13 +61,29 @@ def socket_path(region: str) -> Path:
 
 @contextlib.contextmanager
 def naming_lock() -> Iterator[None]:
-    """Hold the lock under which names are taken and swept; the kernel lets go of it when the holder ends."""
-    fd = os.open(runtime_directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Hold the lock under which names are taken and swept; the kernel lets go of it when the holder ends.
+
+    Raises DeadlineExceeded if somebody holds it for `LOCK_TIMEOUT` seconds.
+    """
+    path = runtime_directory() / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = Deadline(LOCK_TIMEOUT)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while not _locked(fd):
+            if deadline.expired:
+                raise DeadlineExceeded(f"another process, stopped perhaps, holds {path}; see /proc/locks")
+            time.sleep(_LOCK_PAUSE)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Condition(StrEnum):
@@ -71,7 +91,8 @@ class Condition(StrEnum):
 
     ALIVE = "alive"  # its coordinator runs
     STALE = "stale"  # its coordinator has ended
-    HALF_MADE = "half made"  # no magic yet
+    IN_THE_MAKING = "in the making"  # no magic yet
+    HALF_MADE = "half made"  # no magic, and no maker any more
     FOREIGN = "foreign"  # no region, or of another version
 
 
@@ -87,17 +108,18 @@ class Found:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody owns it any more. For HALF_MADE that is only true under the naming lock."""
+        """Whether nobody owns it any more."""
         return self.condition in {Condition.STALE, Condition.HALF_MADE}
 
 
 def look_at(region: str) -> Found:
     """What is known about a region, from its header alone. Raises NotFound, UntrustedPeer."""
-    size, first = _first_bytes(region)
+    size, first, locked = _first_bytes(region)
     try:
         header = read_header(first, size)
     except InvalidState as error:
-        return Found(region, Condition.HALF_MADE, size, problem=str(error))
+        condition = Condition.IN_THE_MAKING if locked else Condition.HALF_MADE
+        return Found(region, condition, size, problem=str(error))
     except VersionMismatch as error:
         return Found(region, Condition.FOREIGN, size, problem=str(error))
     owner = ProcessId(header.pid, header.start_time)
@@ -108,7 +130,7 @@ def look_at_all() -> list[Found]:
     """All regions of this user."""
     found = []
     for name in shm.existing():
-        with contextlib.suppress(NotFound, UntrustedPeer):
+        with contextlib.suppress(NotFound, UntrustedPeer, RuleError):  # RuleError: no region has such a name
             found.append(look_at(name))
     return found
 
@@ -143,8 +165,8 @@ def remove(region: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         socket_path(region).unlink()
     for path in shm.DIRECTORY.glob(f"sem.{shm.PREFIX}{region}.[KC]*"):
-        if path.lstat().st_uid == os.geteuid():
-            with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, FileNotFoundError):
+            if path.lstat().st_uid == os.geteuid():
                 unlink_semaphore("/" + path.name.removeprefix("sem."))
     shm.unlink(region)
 
@@ -155,14 +177,19 @@ def sweep() -> list[str]:
         stale = [found.name for found in look_at_all() if found.abandoned]
         names = set(shm.existing())
         stale += [path.stem for path in runtime_directory().glob("*.sock") if path.stem not in names]
+        removed = []
         for name in stale:
-            remove(name)
-    return sorted(stale)
+            with contextlib.suppress(RuleError):  # a socket of another program, by its name
+                remove(name)
+                removed.append(name)
+    return sorted(removed)
 
 
-def _first_bytes(region: str) -> tuple[int, bytes]:
+def _first_bytes(region: str) -> tuple[int, bytes, bool]:
+    """Size, first bytes, and whether its maker holds it locked."""
     fd, size = shm.open_object(check_name(region), writable=False)
     try:
-        return size, os.pread(fd, _FIRST_BYTES, 0)
+        locked = shm.in_the_making(fd)  # asked first: a maker that is done by now has written the magic
+        return size, os.pread(fd, _FIRST_BYTES, 0), locked
     finally:
         os.close(fd)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from vqshm import spec
 from vqshm.host.request import Lease, Request
-from vqshm.memory import BufferPool
 from vqshm.ring import DeviceQueue, DriverQueue
 
 if TYPE_CHECKING:
-    from vqshm.memory import GuestMemory
+    from vqshm.memory import BufferPool, GuestMemory
     from vqshm.notify import Notifier
     from vqshm.ring import DescriptorChain, QueueConfig, SplitLayout
     from vqshm.transport import DeviceCounters, DriverCounters, QueuePlan
@@ -97,21 +96,22 @@ class DriverPort(_Port[DriverQueue]):
         memory: GuestMemory,
         plan: QueuePlan,
         config: QueueConfig,
+        pool: BufferPool,
         kick: Notifier,
         call: Notifier,
         cells: DriverCounters,
     ) -> None:
         _clear(memory, plan.layout)
-        self.pool = BufferPool(*plan.buffers)
-        tables = self._reserve_tables(plan.size) if config.indirect else None
-        super().__init__(plan.number, config.driver(memory, indirect_tables=tables), kick, call, cells)
+        self.pool = pool
+        self._tables = self._reserve_tables(plan.size) if config.indirect else None
+        super().__init__(plan.number, config.driver(memory, indirect_tables=self._tables), kick, call, cells)
         self.in_flight: dict[int, Request] = {}
         self._memory = memory
 
     def _reserve_tables(self, size: int) -> tuple[int, int] | None:
         """Room for the indirect tables, if it takes no more than half of the buffers."""
         wanted = TABLE_ENTRIES * spec.DESC_SIZE * size
-        return (self.pool.allocate(wanted), TABLE_ENTRIES) if wanted <= self.pool.size // 2 else None
+        return (self.pool.allocate(wanted), TABLE_ENTRIES) if wanted <= self.pool.free // 2 else None
 
     def lease(self, count: int) -> Lease:
         """`count` bytes of shared memory. Raises OutOfBuffers."""
@@ -180,6 +180,8 @@ class DriverPort(_Port[DriverQueue]):
 
     def take_back(self) -> list[Request]:
         """After a reset: every request that was in flight; its buffers are ours again, its answer never came."""
+        if self._tables is not None:
+            self.pool.release(self._tables[0])
         lost = [self.in_flight.pop(token) for token in self.queue.detach_unused()]
         for request in lost:
             request.done = True

@@ -8,6 +8,7 @@ SIGBUS later. Nobody else may read or write it (mode 0600), and an object that b
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -42,6 +43,8 @@ def create(region: str, size: int) -> mmap.mmap:
     except posix_ipc.ExistentialError as error:
         raise NameInUse(f"shared memory {name} exists already", name=region) from error
     try:
+        # Held for as long as the object is mapped: whoever sweeps sees that it has a maker (`in_the_making`).
+        fcntl.flock(memory.fd, fcntl.LOCK_EX)
         os.fchmod(memory.fd, 0o600)  # whatever the umask was
         os.posix_fallocate(memory.fd, 0, size)
         return mmap.mmap(memory.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
@@ -68,18 +71,32 @@ def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
     """
     posix_ipc = _posix_ipc()
     try:
+        # Looked at before it is opened, too: to open a FIFO would block.
+        _check_ours(region, (DIRECTORY / object_name(region)[1:]).lstat())
         memory = posix_ipc.SharedMemory(object_name(region), 0, read_only=not writable)
-    except posix_ipc.ExistentialError as error:
+    except (posix_ipc.ExistentialError, FileNotFoundError) as error:
         raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from error
-    except (posix_ipc.PermissionsError, PermissionError) as error:
+    except posix_ipc.PermissionsError as error:
         raise UntrustedPeer(f"region {region!r} belongs to another user", name=region) from error
     fd: int = memory.fd
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077 or not stat.S_ISREG(status.st_mode):
+    try:
+        status = os.fstat(fd)
+        _check_ours(region, status)
+        os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
+    except BaseException:
         os.close(fd)
-        raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
-    os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
+        raise
     return fd, status.st_size
+
+
+def in_the_making(fd: int) -> bool:
+    """Whether the process that made the object still has it mapped, by the lock it holds on it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def map_object(fd: int, size: int, *, writable: bool = True) -> mmap.mmap:
@@ -101,6 +118,14 @@ def free_bytes() -> int:
     """Bytes free in /dev/shm."""
     usage = os.statvfs(DIRECTORY)
     return usage.f_bavail * usage.f_frsize
+
+
+def _check_ours(region: str, status: os.stat_result) -> None:
+    """Raise UntrustedPeer unless this is a file of this user's, for this user alone."""
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedPeer(f"region {region!r} is no shared memory object", name=region)
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
 
 
 def _listing() -> str:

@@ -32,9 +32,10 @@ class Client(Protocol):
     """An attached process, as a slot sees it."""
 
     process: ProcessId
+    serial: int  # of the request that is being answered
 
-    def reply(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Answer its request."""
+    def reply(self, message: dict[str, Any], fds: tuple[int, ...] = (), serial: int | None = None) -> None:
+        """Answer its request, or an earlier one."""
 
     def event(self, what: str, **facts: Any) -> None:
         """Tell it something it did not ask for."""
@@ -57,7 +58,7 @@ class Slot:
         self._driver: Client | None = None
         self._device: Client | None = None
         self._running = False  # the device was started and has not said "stopped"
-        self._resetting: Client | None = None  # the driver that waits for its reset
+        self._resetting: tuple[Client, int] | None = None  # the driver that waits for its reset, and that request
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
@@ -147,8 +148,10 @@ class Slot:
             if self._device is None:
                 raise InvalidState(f"there is no device behind {self.plan.name!r} yet")
             check_accepted(self._offered, self._accepted)
-        if fresh & spec.STATUS_DRIVER_OK and self._device is None:
-            raise InvalidState(f"the device behind {self.plan.name!r} is gone")
+        if fresh & spec.STATUS_DRIVER_OK:
+            if self._device is None:
+                raise InvalidState(f"the device behind {self.plan.name!r} is gone")
+            check_accepted(self._offered, self._accepted)  # again: it may be another device by now
         self._status.write(value)
         self._show_status()
         if fresh & spec.STATUS_DRIVER_OK and self._device is not None:
@@ -158,7 +161,7 @@ class Slot:
 
     def _reset(self, client: Client) -> None:
         if self._running and self._device is not None:
-            self._resetting = client
+            self._resetting = client, client.serial
             self._device.event("stop")
         else:
             self._back_to_reset()
@@ -194,14 +197,14 @@ class Slot:
     def _settled(self) -> None:
         """Nobody serves the queues any more: finish the reset that waited for it, or that a lost driver left."""
         waiting, self._resetting = self._resetting, None
-        if waiting is not None and waiting is self._driver:
+        if waiting is not None and waiting[0] is self._driver:
             self._back_to_reset()
-            self._ok(waiting)
+            self._ok(*waiting)
         elif self._driver is None:
             self._back_to_reset()
 
-    def _ok(self, client: Client) -> None:
-        client.reply({"type": "ok", "value": self._status.value})
+    def _ok(self, client: Client, serial: int | None = None) -> None:
+        client.reply({"type": "ok", "value": self._status.value}, serial=serial)
 
     def _back_to_reset(self) -> None:
         self._status.reset()

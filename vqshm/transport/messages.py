@@ -9,6 +9,7 @@ Rules
 - Limits come before allocation: msgpack is told them, and refuses a length before it makes room for it.
 - Nothing but str, bytes, int, bool, list and dict comes in: no extension types, no timestamps, no floats, no None.
 - Keys are text and come once.
+- A request carries a serial number and its answer repeats it: an answer that comes too late is known as such.
 
 Who sends what: an endpoint asks, one thing at a time; the coordinator answers with `ok`, `error` or the answer named
 below, and may send an `event` at any time, before an answer, too.
@@ -139,6 +140,7 @@ MESSAGES: Final[dict[str, dict[str, Field]]] = {
         "reason": _maybe(_TEXT),
     },
 }
+_ENVELOPE: Final = {"serial": _maybe(_U32)}  # of a request, repeated in its answer; in any message
 CARRY_FDS: Final = frozenset({"attached"})  # no other message may bring file descriptors
 
 
@@ -151,7 +153,8 @@ def validate(message: object) -> str:
     if fields is None:
         raise ProtocolError(f"there is no message {_short(name)}")
     for key, value in message.items():
-        if key != "type" and (key not in fields or not fields[key].accepts(value)):
+        field = _ENVELOPE.get(key) or fields.get(key)
+        if key != "type" and (field is None or not field.accepts(value)):
             raise ProtocolError(f"message {name}: {_short(key)} must not be {_short(value)}", type=name)
     missing = [key for key, field in fields.items() if key not in message and not field.optional]
     if name == "attach" and message.get("role") == "device" and "features" not in message:
