@@ -21,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, get_args
 
-import vqshm
 from vqshm import core, errors
 from vqshm.errors import DeadlineExceeded, NotFound, PeerGone, VqshmError
 from vqshm.host import names
@@ -172,7 +171,7 @@ def main() -> NoReturn:
         order = json.loads(sys.stdin.buffer.readline())
         devices = [_device(**fields) for fields in order["devices"]]
         with Coordinator(sys.argv[1], devices, notify=order["notify"]) as coordinator:
-            _say(pid=os.getpid(), core=core.kind(), version=vqshm.__version__)
+            _say(pid=os.getpid(), core=core.kind())
             coordinator.serve(stop=sys.stdin.fileno())
     except VqshmError as error:
         _say(error=type(error).__name__, message=str(error))

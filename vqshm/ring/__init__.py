@@ -7,7 +7,8 @@ from vqshm.ring.chain import DescriptorChain, Reader, Walk, Writer
 from vqshm.ring.descriptor import Descriptor, PackedDescriptor, VirtqUsedElem
 from vqshm.ring.layout import SplitLayout
 from vqshm.ring.queue import Queue, QueueConfig
-from vqshm.ring.split import AvailIter, DeviceQueue, DriverQueue
+from vqshm.ring.split_device import AvailIter, DeviceQueue
+from vqshm.ring.split_driver import DriverQueue
 from vqshm.ring.state import QueueState
 from vqshm.ring.suppress import need_event
 

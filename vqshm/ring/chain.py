@@ -34,7 +34,7 @@ from vqshm.ring.descriptor import Descriptor
 if TYPE_CHECKING:
     from vqshm.memory.atomic import Region
     from vqshm.memory.guest import GuestMemory as Memory
-    from vqshm.ring.split import DeviceQueue
+    from vqshm.ring.split_device import DeviceQueue
 
 _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE

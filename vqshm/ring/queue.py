@@ -27,7 +27,8 @@ from vqshm.errors import (
     RuleError,
 )
 from vqshm.ring.layout import SplitLayout, is_queue_size
-from vqshm.ring.split import AvailIter, DeviceQueue, DriverQueue
+from vqshm.ring.split_device import AvailIter, DeviceQueue
+from vqshm.ring.split_driver import DriverQueue
 from vqshm.ring.state import QueueState
 
 if TYPE_CHECKING:

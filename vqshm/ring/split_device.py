@@ -1,0 +1,291 @@
+"""The device half of a split virtqueue: takes chains the driver made available, returns them used [2.7.8, 2.7.13].
+
+The way of a chain: `available` (look at avail.idx) → `pop` (take the head, fetch and check the chain) → handled by the
+user → `add_used` → `needs_notification`. The rules that both halves obey stand in `split`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vqshm import spec
+from vqshm.errors import (
+    InvalidAvailRingIndex,
+    InvalidChain,
+    InvalidDescriptorIndex,
+    InvalidState,
+    InvalidUsedLength,
+    RuleError,
+    UsedIdNotInFlight,
+)
+from vqshm.memory import atomic
+from vqshm.memory.atomic import Region
+from vqshm.ring import layout as ring_layout
+from vqshm.ring.chain import DescriptorChain, new_chain, new_walk
+from vqshm.ring.split import Half
+from vqshm.ring.suppress import need_event
+
+if TYPE_CHECKING:
+    from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.ring.layout import SplitLayout
+
+_FLAGS = ring_layout.FLAGS
+_IDX = ring_layout.IDX
+_RING = ring_layout.RING
+
+
+class DeviceQueue(Half):
+    """The device half: takes chains, returns them used.
+
+    `layout`: queue size and guest addresses of the areas. `event_idx`, `indirect`: the negotiated features. `strict`:
+    see `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. Not thread-safe
+    (`QueueSync`).
+    """
+
+    __slots__ = (
+        "_avail_seen",
+        "_num_added",
+        "_shadow",
+        "_taken",
+        "_walk",
+        "indirect",
+        "next_avail",
+        "next_used",
+        "strict",
+    )
+
+    def __init__(
+        self,
+        memory: Memory,
+        layout: SplitLayout,
+        *,
+        event_idx: bool = False,
+        indirect: bool = True,
+        strict: bool = True,
+        name: str = "queue",
+    ) -> None:
+        self.indirect = indirect
+        self.strict = strict
+        self.next_avail = 0  # position of the next chain to take, u16
+        self.next_used = 0  # position of the next used element, u16
+        self._avail_seen = 0  # avail.idx when last looked at
+        self._num_added = 0  # used elements since needs_notification was last asked
+        super().__init__(memory, layout, event_idx, name)
+
+    def bind(self, memory: Memory, layout: SplitLayout, event_idx: bool) -> None:
+        """Use these areas from now on; positions stay as they are, chains in flight are forgotten."""
+        super().bind(memory, layout, event_idx)
+        self._avail_seen = self.next_avail
+        self._walk = new_walk(memory, self.strict, self.indirect)
+        self._shadow = Region(bytearray(8 * layout.size))  # per head: 1 + writable bytes while in flight, else 0
+        self._taken = Region(bytearray(2 * layout.size))  # the head taken at each position, to undo a pop
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    def available(self) -> int:
+        """Chains that can be taken now. Raises InvalidAvailRingIndex if the driver claims more than the queue holds."""
+        if self.broken is not None:
+            self._refuse()
+        seen = atomic.load_u16(self._avail, _IDX)
+        count = (seen - self.next_avail) & 0xFFFF
+        if count > self.size:
+            error = InvalidAvailRingIndex(
+                f"avail.idx {seen} is {count} ahead of position {self.next_avail}, but the queue has {self.size} slots",
+                index=seen,
+                limit=self.size,
+            )
+            raise self._violation(error) if self.strict else error
+        self._avail_seen = seen
+        return count
+
+    def pop_head(self) -> int:
+        """Take the next available chain: the index of its first descriptor, or -1 if there is none [2.7.13.3].
+
+        Raises InvalidAvailRingIndex and, in strict policy, InvalidDescriptorIndex, InvalidChain, QueueBroken.
+        """
+        if self.strict:
+            if self.broken is not None:
+                self._refuse()
+            if self.next_avail == self._avail_seen and self.available() == 0:
+                return -1
+        elif self.available() == 0:
+            return -1
+        return self._take()
+
+    def _take(self) -> int:
+        """The head at the next position, without looking at idx."""
+        slot = self.next_avail & self._mask
+        head = atomic.load_u16(self._avail, _RING + 2 * slot)
+        if self.strict:
+            if head >= self.size:
+                raise self._violation(
+                    InvalidDescriptorIndex(
+                        f"available ring slot {slot} holds head {head} of {self.size}", index=head, limit=self.size
+                    )
+                )
+            if atomic.get_u64(self._shadow, 8 * head):
+                raise self._violation(InvalidChain(f"head {head} is offered again while in flight", index=head))
+            atomic.put_u64(self._shadow, 8 * head, 1)
+            atomic.put_u16(self._taken, 2 * slot, head)
+        self.next_avail = (self.next_avail + 1) & 0xFFFF
+        return head
+
+    def pop(self) -> DescriptorChain | None:
+        """Take the next available chain, fetched and checked in strict policy; None if there is none.
+
+        Raises: as `pop_head`, and every RuleError of the chain as a PeerViolation.
+        """
+        head = self.pop_head()
+        if head < 0:
+            return None
+        return self.chain(head)
+
+    def chain(self, head: int) -> DescriptorChain:
+        """The chain that starts at a head taken with `pop_head`. Raises InvalidState if it was not, else as `pop`."""
+        if self.broken is not None:
+            self._refuse()
+        if head < 0 or (self.strict and (head >= self.size or atomic.get_u64(self._shadow, 8 * head) == 0)):
+            raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
+        self._walk.start(self._desc, self.size, head)
+        if not self.strict:
+            return new_chain(self._walk, head, self)
+        try:
+            chain = new_chain(self._walk, head, self)
+        except RuleError as error:
+            error.facts["head"] = head
+            raise self._violation(error) from None
+        atomic.put_u64(self._shadow, 8 * head, 1 + chain.writable_bytes)
+        return chain
+
+    def go_to_previous_position(self) -> None:
+        """Undo the last advance of `next_avail`: that chain will be taken again.
+
+        Raises, in strict policy, InvalidState if that chain is not in flight: it was returned, or never taken.
+        """
+        position = (self.next_avail - 1) & 0xFFFF
+        if self.strict:
+            head = atomic.get_u16(self._taken, 2 * (position & self._mask))
+            if atomic.get_u64(self._shadow, 8 * head) == 0:
+                raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
+            atomic.put_u64(self._shadow, 8 * head, 0)
+        self.next_avail = position
+
+    def seek(self, next_avail: int, next_used: int) -> None:
+        """Go on at these positions (u16). Raises ValueError."""
+        if (next_avail | next_used) >> 16:
+            raise ValueError(f"{self.name}: positions {next_avail} and {next_used} must lie in 0..65535")
+        self.next_avail = self._avail_seen = next_avail
+        self.next_used = next_used
+
+    def __iter__(self) -> AvailIter:
+        """Take the chains available at this moment, one per step. Raises as `available`."""
+        return AvailIter(self)
+
+    # -- returning -----------------------------------------------------------------------------------------------------
+
+    def add_used(self, head: int, written: int) -> None:
+        """Return a chain, with the number of bytes written to its device-writable part [2.7.8.2].
+
+        Raises InvalidDescriptorIndex for a head that cannot be, InvalidUsedLength for a number that is not 32 bits; in
+        strict policy also for more bytes than the chain can hold, UsedIdNotInFlight for a head that was not taken, and
+        QueueBroken.
+        """
+        if head < 0 or head >= self.size:
+            raise InvalidDescriptorIndex(f"{self.name}: head {head} of {self.size}", index=head, limit=self.size)
+        if written >> 32:
+            raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
+        if self.strict:
+            self._check_used(head, written)
+        offset = _RING + 8 * (self.next_used & self._mask)
+        atomic.put_u32(self._used, offset, head)
+        atomic.put_u32(self._used, offset + 4, written)
+        self.next_used = (self.next_used + 1) & 0xFFFF
+        self._num_added += 1
+        # The element must be visible before the idx that covers it [2.7.8.2].
+        atomic.store_u16(self._used, _IDX, self.next_used)
+
+    def _check_used(self, head: int, written: int) -> None:
+        if self.broken is not None:
+            self._refuse()
+        capacity = atomic.get_u64(self._shadow, 8 * head)
+        if capacity == 0:
+            raise UsedIdNotInFlight(f"{self.name}: head {head} was not taken, or was already returned", index=head)
+        if written > capacity - 1:
+            raise InvalidUsedLength(
+                f"{self.name}: {written} bytes written to head {head}, which holds {capacity - 1} writable ones",
+                index=head,
+                limit=capacity - 1,
+            )
+        atomic.put_u64(self._shadow, 8 * head, 0)
+
+    # -- notifications -------------------------------------------------------------------------------------------------
+
+    def needs_notification(self) -> bool:
+        """Whether the driver must be called for the chains returned since this was last asked [2.7.7.2]."""
+        added = self._num_added
+        atomic.fence()  # used.idx must be visible before the driver's wish is read
+        if self.event_idx:
+            event = atomic.load_u16(self._avail, ring_layout.used_event_offset(self.size))
+            self._num_added = 0
+            if added > 0xFFFF and self.strict:
+                return True  # the position ran a full circle past the event
+            return need_event(event, self.next_used, (self.next_used - added) & 0xFFFF)
+        if not self.strict:
+            return True  # the seed does not look at the flag
+        self._num_added = 0
+        return added > 0 and not atomic.load_u16(self._avail, _FLAGS) & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+
+    def enable_notification(self) -> bool:
+        """Ask to be kicked for the next chain, then look again: True if chains are waiting already, so do not sleep."""
+        if self.broken is not None:
+            self._refuse()
+        if self.event_idx:
+            atomic.store_u16(self._used, ring_layout.avail_event_offset(self.size), self.next_avail)
+        else:
+            atomic.store_u16(self._used, _FLAGS, 0)
+        atomic.fence()  # the wish must be visible before avail.idx is read
+        return atomic.load_u16(self._avail, _IDX) != self.next_avail
+
+    def disable_notification(self) -> None:
+        """Ask not to be kicked. With EVENT_IDX a stale `avail_event` says so already [2.7.10]."""
+        if not self.event_idx:
+            atomic.store_u16(self._used, _FLAGS, spec.VIRTQ_USED_F_NO_NOTIFY)
+
+
+class AvailIter:
+    """Takes the chains that were available when it was made, one per step.
+
+    Seed policy ends where an entry of the available ring cannot be read; strict policy raises.
+    """
+
+    __slots__ = ("_last", "_queue")
+
+    def __init__(self, queue: DeviceQueue) -> None:
+        self._queue = queue
+        if self._queue.broken is not None:
+            self._queue._refuse()
+        self._queue.available()
+        self._last = self._queue._avail_seen
+
+    def next_head(self) -> int:
+        """Take a chain without reading its descriptors: the index of the first, or -1 at the end."""
+        if self._queue.broken is not None:
+            self._queue._refuse()
+        left = (self._last - self._queue.next_avail) & 0xFFFF
+        if left == 0 or (left > self._queue.size and self._queue.strict):  # somebody else took what was left, and more
+            return -1
+        try:
+            return self._queue._take()
+        except RuleError:
+            if self._queue.strict:
+                raise
+            return -1
+
+    def __iter__(self) -> AvailIter:
+        return self
+
+    def __next__(self) -> DescriptorChain:
+        head = self.next_head()
+        if head < 0:
+            raise StopIteration
+        return self._queue.chain(head)

@@ -1,0 +1,320 @@
+"""The driver half of a split virtqueue: makes chains available, reaps them used, keeps the free list [2.7.13, 2.7.14].
+
+The way of a chain: `add` (write descriptors, then the ring, then avail.idx) → `needs_kick` → served by the device →
+`reap` (check the used element against the shadow, free the descriptors). The rules of both halves stand in `split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vqshm import spec
+from vqshm.errors import (
+    ChainTooLong,
+    InvalidChain,
+    InvalidState,
+    InvalidUsedId,
+    InvalidUsedLength,
+    InvalidUsedRingIndex,
+    QueueFull,
+    UsedIdNotInFlight,
+)
+from vqshm.memory import atomic
+from vqshm.memory.atomic import Region
+from vqshm.ring import layout as ring_layout
+from vqshm.ring.split import Half
+from vqshm.ring.suppress import need_event
+
+if TYPE_CHECKING:
+    from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.ring.layout import SplitLayout
+
+_FLAGS = ring_layout.FLAGS
+_IDX = ring_layout.IDX
+_RING = ring_layout.RING
+_NEXT = spec.VIRTQ_DESC_F_NEXT
+_WRITE = spec.VIRTQ_DESC_F_WRITE
+_INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
+
+Buffer = tuple[int, int]  # guest address, bytes
+
+
+class DriverQueue(Half):
+    """The driver half: offers chains, reaps them used.
+
+    `indirect_tables`: (guest address, entries per table): room for one indirect table per descriptor, used for chains
+    of more than one buffer; None where INDIRECT_DESC was not negotiated. Not thread-safe.
+
+    Raises GuestMemory if the tables are not in memory.
+    """
+
+    __slots__ = (
+        "_avail_idx",
+        "_capacity",
+        "_entries",
+        "_free",
+        "_high",
+        "_last",
+        "_link",
+        "_low",
+        "_num_published",
+        "_parts",
+        "_published",
+        "_table_base",
+        "_tables",
+        "_used_seen",
+        "in_flight",
+        "last_used",
+        "num_free",
+    )
+
+    def __init__(
+        self,
+        memory: Memory,
+        layout: SplitLayout,
+        *,
+        event_idx: bool = False,
+        indirect_tables: tuple[int, int] | None = None,
+        name: str = "queue",
+    ) -> None:
+        super().__init__(memory, layout, event_idx, name)
+        self._avail_idx = 0  # position of the next chain to offer, u16
+        self._published = 0  # the same, when the device was last shown it
+        self._num_published = 0  # chains published since needs_kick was last asked
+        self.last_used = 0  # position of the next used element to reap, u16
+        self._used_seen = 0  # used.idx when last looked at
+        self._low = self._high = 0  # bounds of the guest region last seen
+        self._tables: Region | None = None
+        self._table_base = self._entries = 0
+        if indirect_tables is not None:
+            self._table_base, self._entries = indirect_tables
+            count = self._entries * spec.DESC_SIZE * self.size
+            memory.check(self._table_base, count)
+            self._tables = memory.window(self._table_base, count, 8)
+        # The shadow: what this half must know about its own descriptors, where the device cannot write [rule 1].
+        self._capacity = Region(bytearray(8 * self.size))  # per head: 1 + writable bytes while in flight, else 0
+        self._parts = Region(bytearray(2 * self.size))  # per head: its entries in the descriptor table
+        self._last = Region(bytearray(2 * self.size))  # per head: the last of them
+        self._link = Region(bytearray(2 * self.size))  # per descriptor: the next of its chain, or the next free one
+        self._forget()
+
+    def _forget(self) -> None:
+        for i in range(self.size):
+            atomic.put_u64(self._capacity, 8 * i, 0)
+            atomic.put_u16(self._link, 2 * i, (i + 1) & self._mask)
+        self._free = 0
+        self.num_free = self.size
+        self.in_flight = 0  # chains
+
+    def seek(self, position: int) -> None:
+        """Go on at this position (u16), where both idx fields stand. Raises InvalidState if chains are in flight."""
+        if position >> 16:
+            raise ValueError(f"{self.name}: position {position} must lie in 0..65535")
+        if self.in_flight:
+            raise InvalidState(f"{self.name}: {self.in_flight} chains are in flight", in_flight=self.in_flight)
+        self._avail_idx = self._published = position
+        self.last_used = self._used_seen = position
+
+    # -- offering ------------------------------------------------------------------------------------------------------
+
+    def add(self, readable: Sequence[Buffer] = (), writable: Sequence[Buffer] = (), *, publish: bool = True) -> int:
+        """Offer a chain of device-readable, then device-writable buffers; returns its token [2.7.13].
+
+        Buffers are (guest address, bytes) pairs. The token is the chain's head index; `reap` returns it, and then it
+        may be handed out again. With `publish=False` the device does not see the chain before `publish()`: for batches.
+
+        Raises QueueFull, InvalidChain (no buffers, an empty one, more than the queue has), ChainTooLong, GuestMemory,
+        AddressOverflow, QueueBroken.
+        """
+        if self.broken is not None:
+            self._refuse()
+        count = len(readable) + len(writable)
+        if count == 0 or count > self.size:
+            raise InvalidChain(f"{self.name}: a chain of {count} buffers; 1 to {self.size} fit", limit=self.size)
+        in_table = count > 1 and count <= self._entries
+        needed = 1 if in_table else count
+        if needed > self.num_free:
+            raise QueueFull(
+                f"{self.name}: {needed} descriptors wanted, {self.num_free} of {self.size} free; reap first, "
+                f"{self.in_flight} chains are in flight",
+                free=self.num_free,
+                in_flight=self.in_flight,
+            )
+        total = self._check_buffers(readable, 0)
+        capacity = self._check_buffers(writable, total) - total
+        head = self._free
+        if in_table:
+            self._fill_table(head, readable, writable)
+            last = head
+        else:
+            last = self._fill_chain(readable, writable)
+        self._free = atomic.get_u16(self._link, 2 * last)
+        self.num_free -= needed
+        self.in_flight += 1
+        atomic.put_u64(self._capacity, 8 * head, 1 + capacity)
+        atomic.put_u16(self._parts, 2 * head, needed)
+        atomic.put_u16(self._last, 2 * head, last)
+        atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)
+        self._avail_idx = (self._avail_idx + 1) & 0xFFFF
+        if publish:
+            self.publish()
+        return head
+
+    def publish(self) -> None:
+        """Show the device every chain added so far, what they consist of before the idx that covers them [2.7.13.3]."""
+        self._num_published += (self._avail_idx - self._published) & 0xFFFF
+        self._published = self._avail_idx
+        atomic.store_u16(self._avail, _IDX, self._avail_idx)
+
+    def _check_buffers(self, buffers: Sequence[Buffer], total: int) -> int:
+        """`total` and the bytes of the buffers, each of which must lie in memory."""
+        for address, length in buffers:
+            if not isinstance(address, int):
+                raise TypeError(f"{self.name}: a guest address is a whole number, not {address!r}")
+            addr = address
+            if length < 1:
+                raise InvalidChain(f"{self.name}: a buffer of {length} bytes at {addr:#x}")
+            if not (self._low <= addr < self._high and length <= self._high - addr):
+                self._low, self._high = self.memory.bounds(addr, length)
+            total += length
+            if total >> 32:
+                raise ChainTooLong(f"{self.name}: a chain of more than {spec.MAX_CHAIN_BYTES} bytes")
+        return total
+
+    def _fill_chain(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
+        """Write descriptors along the free list, the head first; the index of the last one [2.7.13.1]."""
+        remaining = len(readable) + len(writable)
+        index = last = self._free
+        flags = 0
+        for buffers in (readable, writable):
+            for addr, length in buffers:
+                last = index
+                remaining -= 1
+                index = atomic.get_u16(self._link, 2 * last)
+                _put_descriptor(self._desc, last, addr, length, flags | (_NEXT if remaining else 0), index)
+            flags = _WRITE
+        return last
+
+    def _fill_table(self, head: int, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> None:
+        """Write the chain into the head's own indirect table, and one descriptor that refers to it [2.7.5.3]."""
+        assert self._tables is not None  # noqa: S101 - there are entries only where there are tables
+        count = len(readable) + len(writable)
+        first = head * self._entries
+        position = flags = 0
+        for buffers in (readable, writable):
+            for addr, length in buffers:
+                following = position + 1 if position + 1 < count else 0
+                _put_descriptor(
+                    self._tables, first + position, addr, length, flags | (_NEXT if following else 0), following
+                )
+                position += 1
+            flags = _WRITE
+        table = self._table_base + first * spec.DESC_SIZE
+        _put_descriptor(self._desc, head, table, count * spec.DESC_SIZE, _INDIRECT, 0)
+
+    # -- reaping -------------------------------------------------------------------------------------------------------
+
+    def used(self) -> int:
+        """Chains that can be reaped now. Raises InvalidUsedRingIndex if the device returned more than were offered."""
+        if self.broken is not None:
+            self._refuse()
+        seen = atomic.load_u16(self._used, _IDX)
+        count = (seen - self.last_used) & 0xFFFF
+        if count > self.in_flight:
+            raise self._violation(
+                InvalidUsedRingIndex(
+                    f"used.idx {seen} is {count} ahead of position {self.last_used}, but {self.in_flight} chains "
+                    "are in flight",
+                    index=seen,
+                    limit=self.in_flight,
+                )
+            )
+        self._used_seen = seen
+        return count
+
+    def reap(self) -> tuple[int, int] | None:
+        """The next chain the device returned: (token, bytes written), or None if there is none [2.7.14].
+
+        Raises InvalidUsedRingIndex, InvalidUsedId, UsedIdNotInFlight, InvalidUsedLength (all PeerViolation),
+        QueueBroken.
+        """
+        if self.broken is not None:
+            self._refuse()
+        if self.last_used == self._used_seen and self.used() == 0:
+            return None
+        offset = _RING + 8 * (self.last_used & self._mask)
+        head = atomic.get_u32(self._used, offset)
+        written = atomic.get_u32(self._used, offset + 4)
+        if head >= self.size:
+            raise self._violation(InvalidUsedId(f"used id {head} of {self.size}", index=head, limit=self.size))
+        capacity = atomic.get_u64(self._capacity, 8 * head)
+        if capacity == 0:
+            raise self._violation(UsedIdNotInFlight(f"used id {head} is not in flight", index=head))
+        if written > capacity - 1:
+            raise self._violation(
+                InvalidUsedLength(
+                    f"used id {head} claims {written} bytes written to {capacity - 1} writable ones",
+                    index=head,
+                    limit=capacity - 1,
+                )
+            )
+        self._release(head)
+        self.last_used = (self.last_used + 1) & 0xFFFF
+        return head, written
+
+    def _release(self, head: int) -> None:
+        """Put the descriptors of a chain in front of the free list."""
+        atomic.put_u64(self._capacity, 8 * head, 0)
+        atomic.put_u16(self._link, 2 * atomic.get_u16(self._last, 2 * head), self._free)
+        self._free = head
+        self.num_free += atomic.get_u16(self._parts, 2 * head)
+        self.in_flight -= 1
+
+    def detach_unused(self) -> list[int]:
+        """Take back every chain in flight: their tokens.
+
+        Only when the device cannot touch them any more: after a reset.
+        """
+        tokens = [i for i in range(self.size) if atomic.get_u64(self._capacity, 8 * i)]
+        self._forget()
+        return tokens
+
+    # -- notifications -------------------------------------------------------------------------------------------------
+
+    def needs_kick(self) -> bool:
+        """Whether the device must be kicked for the chains published since this was last asked [2.7.10, 2.7.13.4]."""
+        added = self._num_published
+        self._num_published = 0
+        atomic.fence()  # avail.idx must be visible before the device's wish is read
+        if self.event_idx:
+            event = atomic.load_u16(self._used, ring_layout.avail_event_offset(self.size))
+            if added > 0xFFFF:
+                return True  # the position ran a full circle past the event
+            return need_event(event, self._published, (self._published - added) & 0xFFFF)
+        return added > 0 and not atomic.load_u16(self._used, _FLAGS) & spec.VIRTQ_USED_F_NO_NOTIFY
+
+    def enable_notification(self, after: int = 1) -> bool:
+        """Ask to be called when `after` more chains were used, then look again: True if so many already are.
+
+        `after` is at most the number of chains in flight; without EVENT_IDX it is always 1 [2.7.7.1].
+        """
+        after = max(1, min(after, self.in_flight)) if self.event_idx else 1
+        if self.event_idx:
+            position = (self.last_used + after - 1) & 0xFFFF
+            atomic.store_u16(self._avail, ring_layout.used_event_offset(self.size), position)
+        else:
+            atomic.store_u16(self._avail, _FLAGS, 0)
+        atomic.fence()  # the wish must be visible before used.idx is read
+        return self.used() >= after
+
+    def disable_notification(self) -> None:
+        """Ask not to be called. With EVENT_IDX a stale `used_event` says so already [2.7.7]."""
+        if not self.event_idx:
+            atomic.store_u16(self._avail, _FLAGS, spec.VIRTQ_AVAIL_F_NO_INTERRUPT)
+
+
+def _put_descriptor(table: Region, index: int, addr: int, length: int, flags: int, following: int) -> None:
+    """Write one table entry; nothing here orders it: `publish` does."""
+    atomic.put_u64(table, index * 16, addr)
+    atomic.put_u64(table, index * 16 + 8, length | (flags << 32) | (following << 48))
