@@ -1,22 +1,23 @@
 """Image: a private copy of a split queue, as it stands in memory, and what follows from it [2.7].
 
 Rules
-- Only read, never believed. The two idx, flags and event words are loaded once each, the areas are copied once; what is
-  derived is derived from the copy, so that it cannot change while it is being looked at.
+- Only read, never believed. Each shared word is fetched once, and what is derived is derived from the copies, so that
+  it cannot change while it is being looked at. If the queue moved meanwhile, all is read anew, a few times at most.
 - Nothing here raises for what the areas hold: an impossible index, a loop, an address that does not exist becomes the
   `problem` of its chain or an entry of `problems`.
 - Work is bounded by the queue size, whatever the areas hold.
 
 What memory does not tell: each half keeps its own position to itself (the device's next chain to take, the driver's
 next one to reap). So a chain that was taken and one that still waits look alike: both are "in flight", offered and not
-yet returned. Where chains return out of order, the offers of the last lap are set against its returns.
+yet returned. Where chains return out of order, the offers of the last lap are set against its returns; one that is held
+for longer than a lap is counted, but its slot has gone to another.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vqshm import spec
 from vqshm.errors import RuleError
@@ -34,8 +35,7 @@ _U16: Final = 0xFFFF
 _ENTRY: Final = struct.Struct("<QIHH")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One descriptor as it stands in a table: `addr` a guest address, `len` in bytes [2.7.5]."""
 
     addr: int
@@ -86,7 +86,7 @@ class RingImage:
     used: tuple[tuple[int, int], ...]  # the used ring, by slot: (id, bytes written)
     avail_event: int
     table: tuple[Entry, ...]
-    steady: bool = True  # neither idx moved while the copy was made
+    steady: bool = True  # neither idx moved while it was read
     chains: tuple[Chain, ...] = ()  # in flight, in the order they were offered
     problems: tuple[str, ...] = ()
     owners: dict[int, int] = field(default_factory=dict)  # descriptor → head of the chain in flight it belongs to
@@ -95,6 +95,11 @@ class RingImage:
     def claimed(self) -> int:
         """Chains in flight according to the two idx; more than `size` is impossible."""
         return (self.avail_idx - self.used_idx) & _U16
+
+    @property
+    def out_of_sight(self) -> int:
+        """Chains in flight that are in the ring no more: offered so long ago that others took their slots."""
+        return max(0, min(self.claimed, self.size) - len(self.chains))
 
     @property
     def in_order(self) -> bool:
@@ -108,25 +113,34 @@ def read_ring(memory: GuestMemory, layout: SplitLayout) -> RingImage:
     Raises GuestMemory where the areas do not lie in memory, InvalidSize and its like for an impossible layout.
     """
     layout.check()
-    raw = _copy(memory, layout)
-    for _ in range(TRIES - 1):
-        if raw.steady:
-            break
-        raw = _copy(memory, layout)
-    return _work_out(memory, raw)
+    tries = 1
+    image = _work_out(memory, _copy(memory, layout))
+    while _indices(memory, layout) != (image.used_idx, image.avail_idx):
+        if tries == TRIES:
+            # Read while it ran: the parts are of slightly different moments, so what looks wrong may be right.
+            chains = tuple(replace(chain, problem="") for chain in image.chains)
+            return replace(image, steady=False, chains=chains, problems=())
+        tries += 1
+        image = _work_out(memory, _copy(memory, layout))
+    return image
+
+
+def _indices(memory: GuestMemory, layout: SplitLayout) -> tuple[int, int]:
+    """used.idx, then avail.idx: in this order never more chains seem returned than were offered."""
+    avail = memory.window(layout.avail_ring, spec.AVAIL_HEADER_SIZE, spec.AVAIL_RING_ALIGN)
+    used = memory.window(layout.used_ring, spec.USED_HEADER_SIZE, spec.USED_RING_ALIGN)
+    return atomic.load_u16(used, ring_layout.IDX), atomic.load_u16(avail, ring_layout.IDX)
 
 
 def _copy(memory: GuestMemory, layout: SplitLayout) -> RingImage:
     size = layout.size
     avail = memory.window(layout.avail_ring, ring_layout.avail_ring_bytes(size), spec.AVAIL_RING_ALIGN)
     used = memory.window(layout.used_ring, ring_layout.used_ring_bytes(size), spec.USED_RING_ALIGN)
-    # used.idx first: chains move from avail to used, so this order never shows more returned than were offered.
-    used_idx = atomic.load_u16(used, ring_layout.IDX)
-    avail_idx = atomic.load_u16(avail, ring_layout.IDX)
+    used_idx, avail_idx = _indices(memory, layout)
     heads = memory.read(layout.avail_ring + ring_layout.RING, spec.AVAIL_ELEMENT_SIZE * size)
     returned = memory.read(layout.used_ring + ring_layout.RING, spec.USED_ELEMENT_SIZE * size)
     table = memory.read(layout.desc_table, ring_layout.desc_table_bytes(size))
-    image = RingImage(
+    return RingImage(
         size=size,
         avail_flags=atomic.load_u16(avail, ring_layout.FLAGS),
         avail_idx=avail_idx,
@@ -138,14 +152,12 @@ def _copy(memory: GuestMemory, layout: SplitLayout) -> RingImage:
         avail_event=atomic.load_u16(used, ring_layout.avail_event_offset(size)),
         table=entries(table),
     )
-    moved = (atomic.load_u16(used, ring_layout.IDX), atomic.load_u16(avail, ring_layout.IDX)) != (used_idx, avail_idx)
-    return replace(image, steady=not moved)
 
 
 def entries(table: bytes) -> tuple[Entry, ...]:
     """Decode a descriptor table; bytes behind the last whole entry are left out."""
     whole = len(table) - len(table) % spec.DESC_SIZE
-    return tuple(Entry(*fields) for fields in _ENTRY.iter_unpack(table[:whole]))
+    return tuple(map(Entry._make, _ENTRY.iter_unpack(table[:whole])))
 
 
 def _work_out(memory: GuestMemory, image: RingImage) -> RingImage:
@@ -158,10 +170,6 @@ def _work_out(memory: GuestMemory, image: RingImage) -> RingImage:
     follower = _Follower(memory, image)
     chains = tuple(follower.chain(position, head) for position, head in in_flight(image))
     problems += [f"chain {chain.head}: {chain.problem}" for chain in chains if chain.problem]
-    if not image.steady:
-        # Read while it ran: the areas are of slightly different moments, so what looks wrong may be right.
-        problems = []
-        chains = tuple(replace(chain, problem="") for chain in chains)
     return replace(image, chains=chains, problems=tuple(problems), owners=follower.owners)
 
 

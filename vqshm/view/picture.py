@@ -37,25 +37,26 @@ _U16: Final = 0xFFFF
 
 
 def draw(
-    memory: GuestMemory, layout: SplitLayout, *, event_idx: bool = True, width: int = 80, compact: bool = False
+    memory: GuestMemory, layout: SplitLayout, *, event_idx: bool | None = True, width: int = 80, compact: bool = False
 ) -> str:
     """Draw a queue as it stands in memory, which is only read, so a read-only mapping will do.
 
-    `event_idx`: whether VIRTIO_F_EVENT_IDX was negotiated, which says whether the events or the flags mean something.
-    `width`: columns, at least 20. `compact`: strips, and no legend.
+    `event_idx`: whether VIRTIO_F_EVENT_IDX was negotiated, which says whether the events or the flags mean something;
+    None before that.
+    `width`: columns, at least 20. `compact`: strips, no list of chains, no legend.
 
     Whatever the areas hold is drawn. Raises GuestMemory where they do not lie in memory.
     """
     return render(read_ring(memory, layout), event_idx=event_idx, width=width, compact=compact)
 
 
-def render(image: RingImage, *, event_idx: bool = True, width: int = 80, compact: bool = False) -> str:
+def render(image: RingImage, *, event_idx: bool | None = True, width: int = 80, compact: bool = False) -> str:
     """Draw a queue that was read before; see `draw`."""
     width = max(width, 20)
     whole = _whole(image, width, event_idx=event_idx) if image.size <= WHOLE and not compact else None
     lines = [*_headline(image), "", *(whole or _strips(image, width, event_idx=event_idx))]
     lines += ["", *_wishes(image, event_idx=event_idx)]
-    if image.chains:
+    if image.chains and not compact:
         lines += ["", *_chain_list(image)]
     if image.problems:
         lines += ["", *_problem_list(image)]
@@ -69,20 +70,24 @@ def render(image: RingImage, *, event_idx: bool = True, width: int = 80, compact
 
 def _headline(image: RingImage) -> list[str]:
     count = image.claimed
-    chains = "no chain" if not count else "1 chain" if count == 1 else f"{count} chains"
-    parts = len(image.owners)
-    busy = "" if not count else f", {parts} of {image.size} descriptors" if count <= image.size else "!"
-    state = "empty" if not count else "full" if count == image.size else ""
-    lines = [f"{chains} in flight{busy}" + (f": the queue is {state}" if state else "")]
+    chains = {0: "no chain", 1: "1 chain"}.get(count, f"{count} chains")
+    least = "at least " if image.out_of_sight else ""
+    busy = f", {least}{len(image.owners)} of {image.size} descriptors" if count else ""
+    state = {0: ": the queue is empty", image.size: ": the queue is full"}.get(count, "")
+    lines = [f"{chains} in flight{busy}{state}"]
     if not image.steady:
         lines.append("(it moved while it was read: the parts are of slightly different moments)")
-    elif not image.in_order:
+    elif image.chains and not image.in_order:
         lines.append("(the device returns chains in another order than they were offered)")
+    if image.out_of_sight:
+        lines.append(f"({image.out_of_sight} offered more than a lap ago: its slot in the ring holds another by now)")
     return lines
 
 
-def _wishes(image: RingImage, *, event_idx: bool) -> list[str]:
+def _wishes(image: RingImage, *, event_idx: bool | None) -> list[str]:
     """Who wants to be woken, and by what [2.7.7, 2.7.10]."""
+    if event_idx is None:
+        return ["nothing is agreed yet about notifications"]
     if event_idx:
         avail, used = ("avail.idx", image.avail_idx), ("used.idx", image.used_idx)
         what = "chain offered kicks the device", "chain returned calls the driver"
@@ -140,7 +145,7 @@ def _problem_list(image: RingImage) -> list[str]:
     return lines
 
 
-def _legend(image: RingImage, width: int, *, event_idx: bool, whole: bool) -> list[str]:
+def _legend(image: RingImage, width: int, *, event_idx: bool | None, whole: bool) -> list[str]:
     entries = [f"{BUSY} in flight", "A avail.idx: the driver's next slot", "U used.idx: the device's next slot"]
     if event_idx:
         entries += ["a avail_event", "u used_event"]
@@ -180,7 +185,7 @@ def _fold(line: str, width: int) -> list[str]:
 # -- strips ------------------------------------------------------------------------------------------------------------
 
 
-def _strips(image: RingImage, width: int, *, event_idx: bool) -> list[str]:
+def _strips(image: RingImage, width: int, *, event_idx: bool | None) -> list[str]:
     """Both rings and the table as strips of the same scale."""
     labels = ("available", "used", "descriptors") if width >= 40 else ("avail", "used", "desc")
     margin = max(map(len, labels)) + 2
@@ -200,7 +205,7 @@ def _strips(image: RingImage, width: int, *, event_idx: bool) -> list[str]:
     return [f"{'':<{margin}}{slots}", *(f"{label:<{margin}}{row}" for label, row in rows)]
 
 
-def _markers(image: RingImage, *, event_idx: bool) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def _markers(image: RingImage, *, event_idx: bool | None) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """(sign, slot) of what points into the available ring, and of what points into the used ring."""
     a, u = [("A", image.avail_idx % image.size)], [("U", image.used_idx % image.size)]
     if event_idx:
@@ -245,7 +250,7 @@ _TABLE_FIRST: Final = 4  # the same of descriptor 0: below title, border, headin
 _RULE: Final = "\0"  # a line across a box
 
 
-def _whole(image: RingImage, width: int, *, event_idx: bool) -> list[str] | None:
+def _whole(image: RingImage, width: int, *, event_idx: bool | None) -> list[str] | None:
     """The three areas as boxes, slot by slot; None if they do not fit, not even one below the other."""
     a, u = _markers(image, event_idx=event_idx)
     busy = {chain.position % image.size for chain in image.chains}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -26,11 +26,15 @@ from vqshm.transport import GUEST_BASE, Header, Manifest, Plan, check_name, feat
 from vqshm.view.image import RingImage, read_ring
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vqshm.transport import DevicePlan, QueuePlan
 
 _FIRST_BYTES: Final = 1 << 16  # more than the records of the largest region
+
+_LONGEST_COMMAND: Final = 60  # characters
+_RING_FIELDS: Final = (
+    *("size", "avail_flags", "avail_idx", "avail_event", "used_flags", "used_idx", "used_event"),
+    *("claimed", "in_order", "steady", "chains", "problems"),
+)
 
 KINDS: Final = {
     value: name.removeprefix("VIRTIO_ID_").removeprefix("VQSHM_ID_").lower()
@@ -55,14 +59,10 @@ class Process:
         if not pid:
             return None
         known = ProcessId(pid, start_time)
-        try:
-            command = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            command = ""
         if not known.alive:
             return cls(pid, start_time, alive=False)
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - start_time / os.sysconf("SC_CLK_TCK")
-        return cls(pid, start_time, alive=True, age=max(0.0, age), command=command)
+        return cls(pid, start_time, alive=True, age=max(0.0, age), command=_command(pid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class QueueSnapshot:
     buffer_bytes: int
     driver: dict[str, int]
     device: dict[str, int]
-    event_idx: bool  # whether the events mean something; else the flags do
+    event_idx: bool | None  # whether the events mean something, or else the flags; None before FEATURES_OK
     ring: RingImage
 
 
@@ -117,23 +117,24 @@ class RegionSnapshot:
     taken_at: float
 
     @property
+    def made_by(self) -> ProcessId | None:
+        """Who made this very region, which tells it from an earlier one of the same name."""
+        owner = self.coordinator
+        return None if owner is None else ProcessId(owner.pid, owner.start_time)
+
+    @property
     def queues(self) -> tuple[QueueSnapshot, ...]:
         """All queues of the region, by index."""
         return tuple(queue for device in self.devices for queue in device.queues)
 
     def as_map(self) -> dict[str, Any]:
         """Return all of it as maps, lists, numbers and texts; of each ring its indices and what is in flight."""
-        whole = asdict(self)
-        for device in whole["devices"]:
-            for queue in device["queues"]:
-                ring = queue["ring"]
-                for raw in ("heads", "used", "table", "owners"):
-                    del ring[raw]
-        return whole
+        plain: dict[str, Any] = _plain(self)
+        return plain
 
 
 class Observer:
-    """A region mapped read-only. A context manager; the mapping goes when the last one who looks lets go of it.
+    """A region mapped read-only, for as long as this object lives.
 
     Raises NotFound (the message lists what exists), UntrustedPeer, InvalidState (half made), VersionMismatch.
     """
@@ -157,13 +158,19 @@ class Observer:
             manifest_bytes=self.plan.manifest_bytes,
             notify=self.header.notify,
             coordinator=owner,
-            devices=tuple(self._device(device) for device in self.plan.devices),
+            devices=tuple(self._device(device, device.queues) for device in self.plan.devices),
             taken_at=time.monotonic(),
         )
 
-    def _device(self, plan: DevicePlan) -> DeviceSnapshot:
+    def devices(self) -> tuple[DeviceSnapshot, ...]:
+        """The devices without their queues: who, and in which state."""
+        return tuple(self._device(device, ()) for device in self.plan.devices)
+
+    def _device(self, plan: DevicePlan, queues: tuple[QueuePlan, ...]) -> DeviceSnapshot:
         cells = self.manifest.device(plan.index).snapshot()
-        event_idx = bool(cells["accepted"] >> spec.VIRTIO_F_EVENT_IDX & 1)
+        event_idx = None
+        if cells["status"] & spec.STATUS_FEATURES_OK:
+            event_idx = bool(cells["accepted"] >> spec.VIRTIO_F_EVENT_IDX & 1)
         return DeviceSnapshot(
             index=plan.index,
             name=plan.name,
@@ -178,10 +185,10 @@ class Observer:
             config_generation=cells["config_generation"],
             driver=Process.look_up(cells["driver_pid"], cells["driver_start_time"]),
             device=Process.look_up(cells["device_pid"], cells["device_start_time"]),
-            queues=tuple(self._queue(queue, event_idx=event_idx) for queue in plan.queues),
+            queues=tuple(self._queue(queue, event_idx=event_idx) for queue in queues),
         )
 
-    def _queue(self, plan: QueuePlan, *, event_idx: bool) -> QueueSnapshot:
+    def _queue(self, plan: QueuePlan, *, event_idx: bool | None) -> QueueSnapshot:
         assert self._guest is not None  # noqa: S101 - where there is a queue there is memory for it
         cells = self.manifest.queue(plan.index)
         addresses = {name: address for name, address, _ in plan.layout.areas()}
@@ -197,20 +204,10 @@ class Observer:
             ring=read_ring(self._guest, plan.layout),
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del self.manifest
-        self._guest = None
-
 
 def take(name: str) -> RegionSnapshot:
     """Look at a region once. Raises NotFound, UntrustedPeer, InvalidState, VersionMismatch."""
-    with Observer(name) as observer:
-        return observer.snapshot()
+    return Observer(name).snapshot()
 
 
 def _map(name: str) -> tuple[Header, Plan, mmap.mmap]:
@@ -225,8 +222,27 @@ def _map(name: str) -> tuple[Header, Plan, mmap.mmap]:
         os.close(fd)
 
 
+def _command(pid: int) -> str:
+    """What runs there: "python -m workers.echo_device", without the rest of its arguments; or nothing."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return ""
+    words = [Path(arguments[0]).name, *arguments[1 : 3 if arguments[1:2] == ["-m"] else 2]]
+    text = " ".join(words).strip()[:_LONGEST_COMMAND]
+    return "".join(sign if sign.isprintable() else "?" for sign in text)  # a process may call itself anything
+
+
 def _state(value: int) -> str:
     try:
         return status.state_of(value)
     except NegotiationError:
         return "impossible"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, RingImage):
+        return {name: _plain(getattr(value, name)) for name in _RING_FIELDS}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,7 @@
+"""Runs the command line as `python -m vqshm.cli`."""
+
+import sys
+
+from vqshm.cli import main
+
+sys.exit(main())
