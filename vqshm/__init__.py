@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vqshm.host import Device as Device
     from vqshm.host import Driver as Driver
     from vqshm.host import Handle as Handle
+    from vqshm.host import launch as launch
     from vqshm.memory import GuestMemory as GuestMemory
     from vqshm.ring import DescriptorChain as DescriptorChain
     from vqshm.ring import DeviceQueue as DeviceQueue
@@ -53,6 +54,7 @@ _HOME = {
     "QueueState": "vqshm.ring",
     "QueueSync": "vqshm.ring.sync",
     "SplitLayout": "vqshm.ring",
+    "launch": "vqshm.host",
 }
 
 __all__ = ["__version__", "core", "errors", *_HOME]  # noqa: PLE0604 - the table above is the list

@@ -77,7 +77,7 @@ def start():
 @pytest.fixture
 def vqshm(start):
     """Start a command as a process."""
-    return lambda *words, **variables: start("-m", "vqshm.cli", *words, **variables)
+    return lambda *words, **variables: start("-m", "vqshm", *words, **variables)
 
 
 @pytest.fixture

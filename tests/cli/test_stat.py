@@ -99,7 +99,7 @@ def test_watching_ends_with_the_region(vqshm, region, name):
 
 def test_watching_on_a_terminal_ends_with_ctrl_c(region, name):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "vqshm.cli", "stat", name, "--watch", "--interval", "0.05"]
+    command = [sys.executable, "-m", "vqshm", "stat", name, "--watch", "--interval", "0.05"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "60"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)

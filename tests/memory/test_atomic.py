@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import mmap
 import subprocess
 import sys
@@ -72,6 +73,28 @@ def test_a_window_keeps_its_buffer_alive_and_in_place():
         buffer.append(1)
     del region
     buffer.append(1)
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["window", "window in a window"])
+def test_a_window_that_the_cycle_collector_frees_gives_its_buffer_back(inner):
+    """Or the memory of a broken queue, whose error holds the frames that hold the queue, could never be unmapped."""
+
+    class Owner:
+        pass
+
+    gc.collect()
+    memory = mmap.mmap(-1, 4096)
+    region = Region(memory, 0, 64)
+    if inner:
+        region = region.window(0, 32)
+    owner = Owner()  # younger than the window, so that the collector clears the window first
+    owner.region, owner.itself = region, owner
+    with pytest.raises(BufferError):
+        memory.close()
+    del region, owner
+    gc.collect()
+    memory.close()
+    assert memory.closed
 
 
 def test_a_window_in_a_window_sees_only_its_part():

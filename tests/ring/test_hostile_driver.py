@@ -6,6 +6,8 @@ ends, as that of `virtio-queue` does, in front of what is wrong.
 
 from __future__ import annotations
 
+import gc
+import mmap
 import struct
 
 import pytest
@@ -412,6 +414,24 @@ def test_a_violation_is_raised_once(rig, name):
             r.device.pop()
         seen.append(isinstance(caught.value, errors.PeerViolation))
     assert seen == [True] + 49 * [False]
+
+
+def test_the_memory_of_a_broken_queue_can_be_unmapped():
+    """The error it keeps holds the frames that hold the queue; that circle must not hold the memory for ever."""
+    memory = mmap.mmap(-1, 0x1_0000)
+
+    def use():
+        layout = SplitLayout.at(0x1_0000, SIZE)
+        guest = GuestMemory([(0x1_0000, memory)])
+        guest.write(layout.avail_ring + 2, b"\x63")
+        device = QueueConfig(layout).device(guest)
+        with pytest.raises(errors.InvalidAvailRingIndex):
+            device.pop()
+
+    use()
+    gc.collect()
+    memory.close()
+    assert memory.closed
 
 
 def test_the_rest_of_an_iteration_is_refused_after_a_violation(rig):

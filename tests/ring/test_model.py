@@ -309,7 +309,7 @@ def test_both_halves_behave_as_the_model(rig):
 
 @pytest.mark.long
 def test_both_halves_behave_as_the_model_for_longer(rig):
-    run(rig, max_examples=400, stateful_step_count=150)
+    run(rig, max_examples=300, stateful_step_count=120)
 
 
 # -- long ways round ---------------------------------------------------------------------------------------------------

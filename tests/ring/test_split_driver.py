@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqshm import errors
+from vqshm.memory import GuestMemory
+from vqshm.ring import QueueConfig, SplitLayout
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 WRAPPED = (2**64, 2**70, -1, -(2**63))
@@ -135,6 +137,19 @@ def test_a_chain_of_no_buffers_or_of_more_than_the_queue_has_is_refused(rig):
     refused(r, errors.InvalidChain, [], [])
     assert refused(r, errors.InvalidChain, [good] * 3, [good] * 2).facts["limit"] == 4
     assert r.driver.add([good] * 4) == 0
+
+
+@pytest.mark.parametrize("writable", [0, 1, 8192, 16383])
+def test_a_chain_has_at_most_2_to_the_32_minus_1_bytes(writable):
+    """Readable and writable buffers together, since loops are forbidden by their sum [2.7.5.2]."""
+    layout = SplitLayout.at(0x1000, 32768)
+    buffer = (0x1000, 1 << 18)
+    memory = GuestMemory([(0x1000, bytearray(layout.end))])
+    driver = QueueConfig(layout).driver(memory)
+    with pytest.raises(errors.ChainTooLong):
+        driver.add([buffer] * (16384 - writable), [buffer] * writable)
+    assert (driver.num_free, memory.read(layout.desc_table, 64)) == (32768, bytes(64))
+    driver.add([(0x1000, (1 << 18) - 1), *[buffer] * (16383 - writable)], [buffer] * writable)
 
 
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +34,14 @@ else:
 
 MAX_QUEUES: Final = 16
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
+
+class Failure(click.ClickException):
+    """An error that ends the command: one line on standard error, exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        """Print the line."""
+        click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
 class BlockSize(IntType):
@@ -120,10 +130,12 @@ def demo(
     except Interrupted as error:
         click.echo(f"\nvqshm demo: {error}; its processes are gone, nothing is left", err=True)
         context.exit(128 + error.number)
+    except BrokenPipeError:
+        raise  # whoever reads our output has left: click ends quietly
     except (UnfitFile, DemoFailed, VqshmError, OSError) as error:
         if as_json:
             click.echo(json.dumps({"ok": False, "error": str(error)}))
-        raise click.ClickException(str(error)) from error
+        raise Failure(str(error)) from error
 
 
 def _run_silently(options: Options) -> Outcome:
@@ -132,6 +144,9 @@ def _run_silently(options: Options) -> Outcome:
 
 
 def _show(options: Options, title: str) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without boxes and arrows gets question marks
     console = Console()
     narrator = Narrator(console, console if console.is_terminal else Console(stderr=True), options, title)
     narrator.begin()

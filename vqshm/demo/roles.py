@@ -4,9 +4,9 @@
     python -m vqshm.demo.roles driver REGION '{"file": …, "block_size": …, "event_idx": …, "indirect": …}'
 
 Each says on standard output what happens, one JSON object in a line: `ready`, `progress` (the driver), then `result` or
-`error`. The driver stays attached until its standard input ends, so that the ring can be looked at. Ctrl-C is for the
-parent, who ends them. Without a parent they end, too: the coordinator goes with it, and then the device, and then the
-driver.
+`error`. The driver stays attached until its standard input ends, so that the ring can be looked at. What a terminal
+sends to all its processes (Ctrl-C, hang-up) is for the parent, who ends them. Without a parent they end, too: the
+coordinator goes with it, then the device, then the driver.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class _Progress:
 
 def main() -> None:
     """Run the role that the command line names."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
     role, region, options = sys.argv[1:]
     try:
         ROLES[role](region, **json.loads(options))

@@ -156,21 +156,22 @@ class _Stream:
     def _submit(self) -> None:
         """Offer blocks until there are no more, or no room. Raises QueueFull, OutOfBuffers if not one fits."""
         queues = len(self._driver.ports)
+        grown = set()  # queues that got something new: a kick for each is enough for all of it
         try:
             while self._next:
-                length = len(self._next)
+                length, queue = len(self._next), self._sequence % queues
                 header = zblock.pack_header(self._sequence, length, self._level)
                 room = [zblock.RECORD.size, _result_size(length)]
-                self._driver.submit(
-                    [header, self._next], room, queue=self._sequence % queues, tag=(self._sequence, length)
-                )
+                self._driver.submit([header, self._next], room, queue=queue, tag=(self._sequence, length))
+                grown.add(queue)
                 self._sequence += 1
                 self._read_block()
         except (QueueFull, OutOfBuffers):
             if not self._driver.in_flight:
                 raise
         self._result.most_in_flight = max(self._result.most_in_flight, self._driver.in_flight)
-        self._driver.kick()
+        for queue in grown:
+            self._driver.kick(queue)
 
     def _answers(self) -> Iterator[Request]:
         """The answers that are there, or the next. Raises DeadlineExceeded when patience ends."""

@@ -4,7 +4,7 @@ from vqshm.host.coordinator import Coordinator
 from vqshm.host.device import Device, Handler
 from vqshm.host.driver import Driver
 from vqshm.host.handle import Handle
-from vqshm.host.launch import Launched, launch
+from vqshm.host.launcher import Launched, launch
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.host.names import Condition, Found, look_at, look_at_all, open_plan, sweep
 from vqshm.host.ports import DevicePort, DriverPort

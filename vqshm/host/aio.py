@@ -15,9 +15,10 @@ thread of the loop's executor; everything after that stays in the loop.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from vqshm.errors import DeadlineExceeded, InvalidState, OutOfBuffers, QueueFull, VqshmError
+from vqshm.errors import DeadlineExceeded, InvalidState, OutOfBuffers, PeerViolation, QueueFull, VqshmError
 from vqshm.host.device import Device
 from vqshm.host.driver import Driver
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from vqshm.host.request import Request
     from vqshm.notify import Notifier
     from vqshm.ring import DescriptorChain
+
+_TURN: Final = 64  # chains a busy device hands out before other tasks have their turn
+
+Attached = TypeVar("Attached", Driver, Device)
 
 
 class _Ears:
@@ -76,11 +81,13 @@ class _Ears:
         self._listener()
 
     def _on_control(self) -> None:
-        self._endpoint.hear()
-        if self._endpoint.coordinator_gone:
-            self._remove(self._endpoint.fileno())
-        self.follow_peer()
-        self._listener()
+        try:
+            self._endpoint.hear()
+        finally:
+            if self._endpoint.coordinator_gone:
+                self._remove(self._endpoint.fileno())
+            self.follow_peer()
+            self._listener()
 
     def _on_peer(self) -> None:
         self._remove(self._peer)  # it stays readable for ever
@@ -99,7 +106,7 @@ class AsyncDriver:
     @classmethod
     async def attach(cls, region: str, device: str | None = None, **options: Any) -> Self:
         """As `Driver.attach`; also raises InvalidState for a region that uses semaphores."""
-        return cls(await asyncio.to_thread(Driver.attach, region, device, **options))
+        return cls(await _in_thread(partial(Driver.attach, region, device, **options)))
 
     async def request(
         self,
@@ -117,8 +124,8 @@ class AsyncDriver:
         try:
             async with asyncio.timeout(timeout):
                 request = await self._submit(*self.driver.chain_of(readable, writable), queue)
-                future = self._futures[request] = asyncio.get_running_loop().create_future()
                 self.driver.kick(queue)
+                future = self._futures[request] = asyncio.get_running_loop().create_future()
                 self._pump()
                 with await future:
                     return request.output()
@@ -130,24 +137,28 @@ class AsyncDriver:
             try:
                 return self.driver.submit(pieces, sizes, queue=queue)
             except (QueueFull, OutOfBuffers):
-                if not self.driver.in_flight:
-                    raise
+                if not self.driver.ports[queue].in_flight:
+                    raise  # nothing will ever come back to make room
             self._room.clear()
             self.driver.kick(queue)
             self._pump()
             await self._room.wait()
 
     def _pump(self) -> None:
-        """Hand out what the device returned, then ask to be called for the next."""
-        try:
-            self.driver.check()
-            while True:
+        """Hand out what the device returned, ask to be called for the next, and fail what will not come any more."""
+        again = True
+        while again:
+            try:
                 while (request := self.driver.reap()) is not None:
                     self._deliver(request)
-                if not self.driver.arm():
-                    break
-        except VqshmError as error:
-            self._fail(error)
+                again = self.driver.arm()
+            except PeerViolation:
+                continue  # that queue is broken from now on: its requests fail below, those of the others go on
+        for port in self.driver.ports:
+            try:
+                self.driver.check(port.number)
+            except VqshmError as error:
+                self._fail(error, port.number)
 
     def _deliver(self, request: Request) -> None:
         future = self._futures.pop(request, None)
@@ -157,9 +168,10 @@ class AsyncDriver:
         else:
             future.set_result(request)
 
-    def _fail(self, error: VqshmError) -> None:
-        futures, self._futures = self._futures, {}
-        for future in futures.values():
+    def _fail(self, error: VqshmError, queue: int | None = None) -> None:
+        """Fail the requests of one queue, or (None) all of them."""
+        for request in [request for request in self._futures if queue in {None, request.queue}]:
+            future = self._futures.pop(request)
             if not future.done():
                 future.set_exception(error)
         self._room.set()
@@ -188,12 +200,13 @@ class AsyncDevice:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._news = asyncio.Event()
+        self._turn = 0
         self._ears = _Ears(device, device.kicks, self._news.set)
 
     @classmethod
     async def attach(cls, region: str, device: str | None = None, **options: Any) -> Self:
         """As `Device.attach`; also raises InvalidState for a region that uses semaphores."""
-        return cls(await asyncio.to_thread(Device.attach, region, device, **options))
+        return cls(await _in_thread(partial(Device.attach, region, device, **options)))
 
     async def wait_driver(self) -> int:
         """Wait until a driver has set DRIVER_OK; the negotiated features.
@@ -220,6 +233,9 @@ class AsyncDevice:
     async def __anext__(self) -> DescriptorChain:
         if not self.device.running:
             await self.wait_driver()
+        self._turn += 1
+        if not self._turn % _TURN:
+            await asyncio.sleep(0)
         while True:
             chain = self.device.pop()
             if chain is not None:
@@ -244,3 +260,18 @@ class AsyncDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def _in_thread(attach: Callable[[], Attached]) -> Attached:
+    """Attach in a thread of the loop's executor. Whoever is cancelled meanwhile leaves no role taken."""
+    attaching = asyncio.get_running_loop().run_in_executor(None, attach)
+    try:
+        return await asyncio.shield(attaching)
+    except asyncio.CancelledError:
+        attaching.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(attaching: asyncio.Future[Attached]) -> None:
+    if not attaching.cancelled() and attaching.exception() is None:
+        attaching.result().close()

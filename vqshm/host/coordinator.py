@@ -12,14 +12,18 @@ misbehaves or does not read is dropped.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import socket
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from vqshm import errors
 from vqshm.errors import (
+    ForkedHandle,
     InvalidState,
     NameInUse,
     NotFound,
@@ -42,11 +46,13 @@ from vqshm.transport import (
     Message,
     check_name,
     check_peer,
+    clip,
     plan,
     write_manifest,
 )
 
 if TYPE_CHECKING:
+    import mmap
     from types import TracebackType
 
     from vqshm.notify.notifier import Kind
@@ -68,6 +74,10 @@ class Coordinator:
         self.name = check_name(name)
         self.notify: Kind = notify
         self.plan = plan(devices)
+        if notify not in ("eventfd", "semaphore"):
+            raise ValueError(f"notify is 'eventfd' or 'semaphore', not {notify!r}")
+        if not all(device.queues for device in devices):
+            raise RuleError("a device without queues has nothing to do here")
         if notify == "eventfd" and any(2 * len(device.queues) > MAX_FDS for device in devices):
             raise RuleError(
                 f"with eventfd a device has at most {MAX_FDS // 2} queues: its doorbells travel in one message"
@@ -77,20 +87,27 @@ class Coordinator:
         self._clients: dict[int, _Client] = {}
         self._watched: dict[int, _Client] = {}
         self._slots: list[Slot] = []
-        self._semaphores: list[Semaphore] = []
+        self._bells: list[Notifier] = []
         self._poller = select.poll()
-        with names.naming_lock():
-            self._take_name()
-            try:
-                self._publish()
-            except BaseException:
-                self._remove()
-                raise
+        self._spare = _spare()
+        try:
+            with names.naming_lock():
+                self._take_name()
+                memory = shm.create(self.name, self.plan.total_bytes)  # whatever fails before this: nothing is ours
+                try:
+                    self._publish(memory)
+                except BaseException:
+                    names.remove(self.name)
+                    raise
+        except BaseException:
+            self._close_descriptors()
+            raise
+        _all.add(self)
 
     def _take_name(self) -> None:
         """Remove what a dead run left under our name; under the naming lock. Raises NameInUse."""
         if self.name not in shm.existing():
-            names.remove(self.name)
+            names.remove_companions(self.name)
             return
         found = names.look_at(self.name)
         if not found.abandoned:
@@ -98,8 +115,7 @@ class Coordinator:
             raise NameInUse(f"region {self.name!r} exists and {owner}; choose another name", name=self.name)
         names.remove(self.name)
 
-    def _publish(self) -> None:
-        memory = shm.create(self.name, self.plan.total_bytes)
+    def _publish(self, memory: mmap.mmap) -> None:
         region = Region(memory)
         manifest = Manifest(region, self.plan)
         for device in self.plan.devices:
@@ -120,9 +136,12 @@ class Coordinator:
     def _doorbells(self, device: int, queues: int) -> tuple[list[Notifier], list[Notifier]]:
         """The kicks and the calls of a device: an eventfd for each queue, or one semaphore, as none can be polled."""
         if self.notify == "eventfd":
-            return [EventFd.create() for _ in range(queues)], [EventFd.create() for _ in range(queues)]
-        kick, call = (Semaphore.create(names.semaphore_name(self.name, purpose, device)) for purpose in "KC")
-        self._semaphores += [kick, call]
+            for _ in range(2 * queues):
+                self._bells.append(EventFd.create())
+            return self._bells[-2 * queues : -queues], self._bells[-queues:]
+        for purpose in "KC":
+            self._bells.append(Semaphore.create(names.semaphore_name(self.name, purpose, device)))
+        kick, call = self._bells[-2:]
         return [kick] * queues, [call] * queues
 
     # -- serving -------------------------------------------------------------------------------------------------------
@@ -131,15 +150,21 @@ class Coordinator:
         """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception comes (Ctrl-C)."""
         if stop >= 0:
             self._poller.register(stop, select.POLLIN)
-        while not self._closed:
-            if stop in self.step(None):
-                return
+        try:
+            while not self._closed:
+                if stop in self.step(None):
+                    return
+        finally:
+            if stop >= 0:
+                self._poller.unregister(stop)  # its number may be another descriptor by the next call
 
     def step(self, timeout: float | None = 0.0) -> list[int]:
         """Serve what is there, waiting for it at most `timeout` seconds (None: for ever).
 
-        Descriptors that were ready.
+        Descriptors that were ready. Raises ForkedHandle.
         """
+        if os.getpid() != self._pid:
+            raise ForkedHandle("this coordinator was inherited through fork, and serves in its parent", pid=self._pid)
         for client in self._clients.values():
             self._poller.modify(client.channel, client.channel.events)
         ready = [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
@@ -147,7 +172,7 @@ class Coordinator:
             if fd == self._listener.fileno():
                 self._accept()
             elif fd in self._watched:
-                self._drop(self._watched[fd])
+                self._check_ended(self._watched[fd])
             elif fd in self._clients:
                 self._serve_client(self._clients[fd])
         for client in [c for c in self._clients.values() if c.failed]:
@@ -157,8 +182,10 @@ class Coordinator:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
-            return  # the peer left again, or descriptors ran out: others go on, and it may try again
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self._turn_away()
+            return
         try:
             peer = check_peer(connection)
         except UntrustedPeer:
@@ -171,13 +198,25 @@ class Coordinator:
         self._clients[client.channel.fileno()] = client
         self._poller.register(client.channel, select.POLLIN)
 
+    def _turn_away(self) -> None:
+        """No descriptors are left. Who connects is accepted with the spare one, or would be reported for ever."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = _spare()
+
+    def _check_ended(self, client: _Client) -> None:
+        """Drop it if its process ended. The event may be older than the watch: descriptors are used again."""
+        if client.watch is not None and client.watch.ended:
+            self._drop(client)
+
     def _serve_client(self, client: _Client) -> None:
         try:
             client.channel.flush()
             received = client.channel.receive_now()
             if received is not None:
                 self._answer(client, received.message)
-        except (PeerGone, ProtocolError) as error:
+        except (OSError, ProtocolError) as error:  # OSError: PeerGone, or no descriptor left to serve it with
             if isinstance(error, ProtocolError):
                 client.reply(_error(error))
             self._drop(client)
@@ -227,15 +266,20 @@ class Coordinator:
             # The kernel told us who connected (SO_PEERCRED); a forked child or a liar says something else.
             raise UntrustedPeer(f"process {client.process.pid} says it is {process.pid}", pid=client.process.pid)
         client.process = process
-        if message["role"] == "driver":
-            slot.attach_driver(client)
-        else:
-            slot.attach_device(client, message["features"], message.get("config", b""))
-        client.role, client.slot = message["role"], slot
-        client.watch = Watch(process)
-        if client.watch.fileno() >= 0:
-            self._watched[client.watch.fileno()] = client
-            self._poller.register(client.watch, select.POLLIN)
+        watch = Watch(process)
+        try:
+            if watch.ended:
+                raise PeerGone(f"process {process.pid} ended", pid=process.pid)  # noqa: TRY301
+            if message["role"] == "driver":
+                slot.attach_driver(client)
+            else:
+                slot.attach_device(client, message["features"], message.get("config", b""))
+        except BaseException:
+            watch.close()
+            raise
+        client.role, client.slot, client.watch = message["role"], slot, watch
+        self._watched[watch.fileno()] = client
+        self._poller.register(watch, select.POLLIN)
         doorbells = [bell.fileno() for bell in slot.kicks + slot.calls] if self.notify == "eventfd" else []
         reply = {"type": "attached", "region": self.name, "notify": self.notify, **slot.attached()}
         client.reply(reply, tuple(fd for fd in doorbells if fd is not None))
@@ -272,21 +316,18 @@ class Coordinator:
     def close(self) -> None:
         """Tell everybody, close the sockets, remove the names.
 
-        Who has the region mapped keeps it. May be called twice.
+        Who has the region mapped keeps it. May be called twice. While `serve` runs, call it from the same thread only.
         """
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        _all.discard(self)
         for client in self._clients.values():
             client.event("closing")
-            client.channel.close()
-            if client.watch is not None:
-                client.watch.close()
-        self._clients.clear()
-        self._watched.clear()
+        self._close_descriptors()
         with names.naming_lock():
             if self._is_ours():
-                self._remove()
+                names.remove(self.name)
 
     def _is_ours(self) -> bool:
         """Whether the name still leads to our region, or to nothing: somebody may have removed it and made another."""
@@ -294,15 +335,22 @@ class Coordinator:
             return names.look_at(self.name).owner == ProcessId.own()
         except NotFound:
             return True
+        except UntrustedPeer:
+            return False
 
-    def _remove(self) -> None:
+    def _close_descriptors(self) -> None:
+        for client in self._clients.values():
+            client.channel.close()
+            if client.watch is not None:
+                client.watch.close()
+        self._clients.clear()
+        self._watched.clear()
         listener: socket.socket | None = getattr(self, "_listener", None)
         if listener is not None:
             listener.close()
-        bells: list[Notifier] = [bell for slot in self._slots for bell in slot.kicks + slot.calls]
-        for bell in [*bells, *self._semaphores]:
+        for bell in self._bells:
             bell.close()
-        names.remove(self.name)
+        os.close(self._spare)
 
     def __enter__(self) -> Self:
         return self
@@ -328,6 +376,10 @@ class _Client:
         self.failed = False
         self.serial = 0  # of the request that is being answered
 
+    @property
+    def lagging(self) -> bool:
+        return bool(self.channel.events & select.POLLOUT)
+
     def reply(self, message: Message, fds: tuple[int, ...] = (), serial: int | None = None) -> None:
         self._post({**message, "serial": self.serial if serial is None else serial}, fds)
 
@@ -337,10 +389,27 @@ class _Client:
     def _post(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         try:
             self.channel.post(message, fds)
-        except (PeerGone, ProtocolError, InvalidState):
+        except (OSError, ProtocolError, InvalidState):
             self.failed = True  # dropped at the end of the step, when nobody is in the middle of anything
 
 
 def _error(error: VqshmError) -> Message:
     kind = next(k for k in type(error).__mro__ if getattr(errors, k.__name__, None) is k)
-    return {"type": "error", "kind": kind.__name__, "message": str(error)[:500]}
+    return {"type": "error", "kind": kind.__name__, "message": clip(str(error))}
+
+
+def _spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+# A forked child holds the sockets of a coordinator, too; nobody would see the end of the parent by them any more.
+_all: weakref.WeakSet[Coordinator] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for coordinator in list(_all):
+        coordinator._close_descriptors()  # noqa: SLF001 - the same module
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

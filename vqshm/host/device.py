@@ -25,6 +25,9 @@ from vqshm.host.endpoint import Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.host.ports import DevicePort
 from vqshm.notify import Deadline, WaitStrategy
+from vqshm.transport import clip
+from vqshm.transport.features import MAX_BITS
+from vqshm.transport.planning import MAX_CONFIG_BYTES
 
 if TYPE_CHECKING:
     from vqshm.ring import DescriptorChain, DeviceQueue
@@ -66,9 +69,14 @@ class Device(Endpoint):
 
         `device`: its name in the region; None if there is only one. `config`: the configuration space from its start.
 
-        Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, DeadlineExceeded, UntrustedPeer, VersionMismatch.
+        Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, DeadlineExceeded, UntrustedPeer, VersionMismatch,
+        RuleError (a ValueError) for what no device can offer.
         """
-        offer: Message = {"features": features | RING_FEATURES, "config": bytes(config)}
+        offer: Message = {"features": features | RING_FEATURES, "config": bytes(memoryview(config))}
+        if features < 0 or features >> MAX_BITS:
+            raise RuleError(f"features are a mask of {MAX_BITS} bits, not {features:#x}")
+        if len(offer["config"]) > MAX_CONFIG_BYTES:
+            raise RuleError(f"a configuration space has at most {MAX_CONFIG_BYTES} bytes, not {len(offer['config'])}")
         return cls(region, device, offer=offer, timeout=timeout, strategy=strategy)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,10 +148,12 @@ class Device(Endpoint):
         self._watch_peer(driver)
         self.features = features
         self.leaving = False
+        ports = []
         for plan in self.plan.queues:
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).device
             kick, call = self.kicks[plan.number], self.calls[plan.number]
-            self.ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
+            ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
+        self.ports = ports
         self._by_queue = {port.queue: port for port in self.ports}
 
     def let_go(self) -> None:
@@ -154,8 +164,8 @@ class Device(Endpoint):
         self._forget_peer()
         self.leaving = False
         self.features = 0
-        if not (self.coordinator_gone or self.closing):
-            self._ask({"type": "stopped"})
+        if not self.closing:
+            self._tell({"type": "stopped"})
 
     # -- chains --------------------------------------------------------------------------------------------------------
 
@@ -193,8 +203,9 @@ class Device(Endpoint):
     def complete(self, chain: DescriptorChain, written: int = 0) -> None:
         """Return a chain with the number of bytes written to its device-writable part; calls the driver if needed.
 
-        Raises InvalidState for a chain of a session that is over, InvalidUsedLength, UsedIdNotInFlight.
+        Raises InvalidState for a chain of a session that is over, InvalidUsedLength, UsedIdNotInFlight, QueueBroken.
         """
+        self._check_usable()
         port = self._by_queue.get(chain.queue)
         if port is None:
             raise InvalidState("this chain belongs to a driver that has left")
@@ -203,17 +214,20 @@ class Device(Endpoint):
     def needs_reset(self, reason: str, queue: int = 0) -> None:
         """Tell the driver that the device cannot go on until it is reset [2.1.2]."""
         log.error("%s/%s needs a reset: %s", self.region, self.plan.name, reason)
-        if not self.coordinator_gone:
-            self._ask({"type": "needs_reset", "reason": reason[:500], "queue": queue})
+        self._tell({"type": "needs_reset", "reason": clip(reason), "queue": queue})
 
     def update_config(self, offset: int, data: bytes) -> None:
-        """Change the configuration space; a running driver is told."""
-        self._ask({"type": "config", "offset": offset, "data": bytes(data)})
+        """Change the configuration space; a running driver is told. Raises RuleError outside the space."""
+        data = bytes(memoryview(data))
+        if not 0 <= offset <= offset + len(data) <= self.config.size:
+            raise RuleError(f"{len(data)} bytes at offset {offset} are not in a space of {self.config.size} bytes")
+        self._ask({"type": "config", "offset": offset, "data": data})
 
     # -- for event loops: nothing here waits ---------------------------------------------------------------------------
 
     def pop(self) -> DescriptorChain | None:
         """The next chain, from the queues in turn, without waiting; None if there is none."""
+        self._check_usable()
         for _ in self.ports:
             port = self.ports[self._turn % len(self.ports)]
             self._turn += 1

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from vqshm import spec
 from vqshm.errors import (
+    CoordinatorGone,
     DeadlineExceeded,
     DeviceNeedsReset,
     InvalidState,
@@ -28,7 +29,7 @@ from vqshm.errors import (
     QueueBroken,
     QueueFull,
 )
-from vqshm.host.endpoint import Endpoint
+from vqshm.host.endpoint import CONTROL_TIMEOUT, Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.host.ports import DriverPort
 from vqshm.memory import BufferPool
@@ -84,25 +85,37 @@ class Driver(Endpoint):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ports: list[DriverPort] = []
+        self._arrived: tuple[ProcessId, int] | None = None  # the device that attached last, and what it offers
         self._offered = 0
         self._wanted = self._required = 0
+        self._turn = 0
+        self._end: Deadline | None = None  # of the last answers, once the region is closing
         self._reset_wanted: dict[int, str] = {}  # queue -> why the device needs a reset, once it said so
         self._pools: list[BufferPool] = []  # one for each queue; they outlive a reset, as buffers may be out over it
         self._retired: list[DriverPort] = []  # queues of before a reset that is not confirmed yet
         self._lost: list[Request] = []  # what was in flight at a reset that is not finished yet
         self._early: list[Request] = []  # reaped by `request()` while it waited for its own
+        self._abandoned: set[Request] = set()  # of `request()` calls that did not wait until the end
         super().__init__(*args, **kwargs)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def _wait_device(self, deadline: Deadline) -> None:
         self.hear()
-        while self.peer is None:
+        while not self._meet_device():
             if self.coordinator_gone or self.closing:
                 self._no_coordinator()
             if deadline.expired:
                 raise DeadlineExceeded(f"no device process attached to {self.region}/{self.plan.name} in time")
             self.park([], deadline.remaining())
+
+    def _meet_device(self) -> bool:
+        """Make the device that attached last the peer. A later one is not looked at before the next reset."""
+        if self._arrived is None:
+            return False
+        process, self._offered = self._arrived
+        self._watch_peer(process)
+        return not self.peer_gone
 
     def _initialise(self, deadline: Deadline) -> None:
         """The sequence of [3.1.1]; FAILED is set where it cannot be finished."""
@@ -114,9 +127,9 @@ class Driver(Endpoint):
         except NegotiationError:
             self._status(status | spec.STATUS_FAILED, deadline)
             raise
-        ports = self._set_up_queues()
+        self._retired = self._set_up_queues()
         self._status(status | spec.STATUS_DRIVER_OK, deadline)
-        self.ports = ports  # only now may buffers be offered
+        self.ports, self._retired = self._retired, []  # only now may buffers be offered
 
     def _negotiate(self, status: int, deadline: Deadline) -> int:
         """Agree on features; the status, read back with FEATURES_OK in it. Raises NegotiationError."""
@@ -140,7 +153,8 @@ class Driver(Endpoint):
     def reset(self, timeout: float | None = 5.0) -> list[Request]:
         """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again.
 
-        Waits for a new device process if the old one ended. Release the requests: until then their buffers stay out.
+        Waits for a new device process if the old one ended or left. Release the requests: until then their buffers stay
+        out. Those of `request` calls that gave up are released, and not returned.
 
         Raises DeadlineExceeded, CoordinatorGone, NegotiationError; nothing can be submitted then, and the next `reset`
         goes on from there.
@@ -154,22 +168,34 @@ class Driver(Endpoint):
         for port in self._retired:
             self._lost += port.take_back()
         self._retired.clear()
+        for request in self._abandoned.intersection(self._lost):
+            self._lost.remove(request)
+            request.release()
+        self._abandoned.clear()
         self._reset_wanted.clear()
-        self.hear()
-        if self.peer_gone:
-            self._forget_peer()
         self._wait_device(deadline)
         self._initialise(deadline)
         lost, self._lost = self._lost, []
         return lost
 
     def _on_event(self, event: Message) -> None:
-        if event["what"] == "peer_attached":
-            self._offered = event["features"]
-            if self.peer is None or self.peer_gone:
-                self._watch_peer(ProcessId(event["pid"], event["start_time"]))
-        elif event["what"] == "needs_reset":
+        what = event["what"]
+        if what == "peer_attached":
+            self._arrived = ProcessId(event["pid"], event["start_time"]), event["features"]
+        elif what == "peer_gone":
+            self._arrived = None
+            if self._watch is not None:
+                self._watch.close()  # it need not have ended: it counts as gone until the next reset
+        elif what == "needs_reset":
             self._reset_wanted[event.get("queue", 0)] = event.get("reason", "no reason given")
+        elif what == "closing":
+            self._end = Deadline(CONTROL_TIMEOUT)
+
+    def _unanswered(self, request: Message) -> str:
+        words = super()._unanswered(request)
+        if request == {"type": "status", "value": spec.STATUS_RESET} and self.peer is not None:
+            words += f", perhaps because the device (process {self.peer.pid}) has not let go of its queues"
+        return words
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -216,8 +242,12 @@ class Driver(Endpoint):
         """
         deadline = Deadline(timeout)
         mine = self._submit_when_room(*self.chain_of(readable, writable), queue, deadline)
-        while not mine.done:
-            self._collect(deadline)
+        try:
+            while not mine.done:
+                self._collect(deadline)
+        except BaseException:
+            self._abandon(mine)
+            raise
         self._early.remove(mine)
         with mine:
             return mine.output()
@@ -241,13 +271,23 @@ class Driver(Endpoint):
 
         Raises the PeerViolation of a device that breaks a rule, once; that queue is left out from then on.
         """
+        self._check_usable()
         if self._early:
             return self._early.pop(0)
-        for port in self.ports:
-            request = port.reap()
+        idle = 0
+        while idle < len(self.ports):
+            request = self._reap_from(self.ports[self._turn % len(self.ports)])
+            self._turn += 1
             if request is not None:
                 return request
+            idle += 1
         return None
+
+    def _reap_from(self, port: DriverPort) -> Request | None:
+        while (request := port.reap()) in self._abandoned:
+            self._abandoned.discard(request)
+            request.release()
+        return request
 
     def ready(self) -> bool:
         """Whether `reap` would find something: a request, or a violation to report."""
@@ -258,21 +298,28 @@ class Driver(Endpoint):
         waiting = [port.queue.enable_notification() for port in self.ports if port.queue.broken is None]
         return any(waiting)
 
-    def check(self) -> None:
+    def check(self, queue: int | None = None) -> None:
         """Raise unless what is in flight can be expected to come back: PeerGone, DeviceNeedsReset, QueueBroken.
 
-        A queue that broke does not stop the others: their requests are waited for first.
+        A queue that broke does not stop the others: unless one `queue` is asked for, their requests are waited for
+        first.
         """
         self._check_initialised()
         if self.peer_gone:
             self._raise_gone()
-        busy = [port for port in self.ports if port.in_flight]
+        if self._end is not None and self._end.expired:
+            raise CoordinatorGone(
+                f"region {self.region!r} was closed; {self.in_flight} requests will not be answered",
+                pid=self.header.pid,
+                in_flight=self.in_flight,
+            )
+        busy = [port for port in (self.ports if queue is None else [self.ports[queue]]) if port.in_flight]
         if busy and all(self._is_broken(port) for port in busy):
             self._check_port(busy[0])
 
     def stalled(self) -> str:
         """Who is waited for, and for what: the message of a deadline."""
-        alive = "has ended" if self.peer_gone else "is alive"
+        alive = "has left" if self.peer_gone else "is alive"
         pid = self.peer.pid if self.peer is not None else 0
         used = sum(port.counts["reaped"] for port in self.ports)
         return (
@@ -295,7 +342,7 @@ class Driver(Endpoint):
     def _check_initialised(self) -> None:
         self._check_usable()
         if not self.ports:
-            raise InvalidState("the device is not initialised")
+            raise InvalidState(f"{self.region}/{self.plan.name} is not initialised: call reset()")
 
     def _is_broken(self, port: DriverPort) -> bool:
         return port.queue.broken is not None or port.number in self._reset_wanted
@@ -315,12 +362,20 @@ class Driver(Endpoint):
     def _raise_gone(self) -> NoReturn:
         assert self.peer is not None  # noqa: S101 - peer_gone looked
         raise PeerGone(
-            f"the device of {self.region}/{self.plan.name}, process {self.peer.pid}, ended; {self.in_flight} requests "
-            "were in flight; reset() waits for a new one",
+            f"the device of {self.region}/{self.plan.name}, process {self.peer.pid}, ended or left; {self.in_flight} "
+            "requests were in flight; reset() waits for a new one",
             pid=self.peer.pid,
             role="device",
             in_flight=self.in_flight,
         )
+
+    def _abandon(self, request: Request) -> None:
+        """Nobody waits for it any more: release it, once it has come back."""
+        if request.done:
+            self._early.remove(request)
+            request.release()
+        else:
+            self._abandoned.add(request)
 
     def _submit_when_room(self, pieces: list[Any], sizes: Sequence[int], queue: int, deadline: Deadline) -> Request:
         while True:
@@ -336,7 +391,7 @@ class Driver(Endpoint):
         self.kick()
         self._wait(lambda: any(port.has_work for port in self.ports), deadline)
         for port in self.ports:
-            while (request := port.reap()) is not None:
+            while (request := self._reap_from(port)) is not None:
                 self._early.append(request)
 
     def _wait(self, ready: Callable[[], bool], deadline: Deadline) -> None:
@@ -353,7 +408,8 @@ class Driver(Endpoint):
             for port in self.ports:
                 port.counts["waits"] += 1
                 port.show_counts()
-        self.park(self.calls, timeout)
+        left = None if self._end is None else self._end.remaining()
+        self.park(self.calls, timeout if left is None else min(left, timeout if timeout is not None else left))
         if not self.ready():
             self.check()
 

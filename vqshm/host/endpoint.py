@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from vqshm import errors, spec
@@ -30,7 +31,7 @@ from vqshm.errors import (
 from vqshm.host import names, shm
 from vqshm.host.handle import Handle
 from vqshm.host.liveness import ProcessId, Watch
-from vqshm.memory import GuestMemory, Region
+from vqshm.memory import GuestMemory, Region, atomic
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
 from vqshm.ring import QueueConfig
 from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, check_peer, close_all
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from vqshm.transport import DevicePlan, QueuePlan
 
 CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
+_LONGEST_CONNECT: Final = 3600.0  # seconds; what a connection waits for a place in the coordinator's backlog at most
 
 
 class Endpoint:
@@ -71,10 +73,15 @@ class Endpoint:
         self._serial = 0  # of the last control call; its answer carries the same
         self._bells: list[Notifier] = []
         deadline = Deadline(timeout)
+        if not atomic.ORDERED:
+            raise InvalidState(
+                f"the interpreted core ({atomic.FENCE}) cannot order memory accesses on this processor, so processes "
+                "must not share rings with it; install vqshm where it finds a C compiler"
+            )
         self._open_region()
         try:
             self.plan = self._choose(device)
-            self._channel = _connect(region, 2 * len(self.plan.queues))
+            self._channel = _connect(region, 2 * len(self.plan.queues), self.header.pid, deadline)
             self._attach(offer, deadline)
         except BaseException:
             self._let_go()
@@ -154,17 +161,40 @@ class Endpoint:
                 close_all(fds)
                 self._take_in(message)
         except DeadlineExceeded:
-            raise DeadlineExceeded(
-                f"the coordinator (process {self.header.pid}) did not answer {request['type']!r} in time"
-            ) from None
+            raise DeadlineExceeded(self._unanswered(request)) from None
         except PeerGone as error:
-            self.coordinator_gone = True
+            self._hear_last_words()
+            does = "closed the connection" if ProcessId(*self.header[1:3]).alive else "is gone"
             raise CoordinatorGone(
-                f"the coordinator of {self.region!r} is gone: {error}", pid=self.header.pid
+                f"the coordinator of {self.region!r}, process {self.header.pid}, {does}: {error}", pid=self.header.pid
             ) from error
+        self._digest()  # what came before the answer would wake nobody any more
         if message["type"] == "error":
             raise _rebuilt(message)
         return message, fds
+
+    def _tell(self, request: Message) -> None:
+        """A control call whose answer nobody waits for. Does nothing if the coordinator is gone."""
+        self._check_usable()
+        if self.coordinator_gone:
+            return
+        self._serial = (self._serial + 1) & 0xFFFF_FFFF
+        try:
+            self._channel.send({**request, "serial": self._serial}, (), Deadline(CONTROL_TIMEOUT))
+        except PeerGone:
+            self._hear_last_words()
+
+    def _hear_last_words(self) -> None:
+        """The coordinator is gone; what it said before is still there."""
+        with contextlib.suppress(PeerGone):
+            while (received := self._channel.receive_now()) is not None:
+                close_all(received.fds)
+                self._take_in(received.message)
+        self.coordinator_gone = True
+
+    def _unanswered(self, request: Message) -> str:
+        """Who is waited for: the message of a control call's deadline."""
+        return f"the coordinator (process {self.header.pid}) did not answer {request['type']!r} in time"
 
     def _status(self, value: int, deadline: Deadline | None = None) -> int:
         """Write the status register; what it holds then."""
@@ -178,15 +208,21 @@ class Endpoint:
             except PeerGone:
                 self.coordinator_gone = True
                 break
+            except ProtocolError:
+                self.coordinator_gone = True  # whatever that is, it is no coordinator
+                raise
             if received is None:
                 break
             close_all(received.fds)
             self._take_in(received.message)
-        events, self._events = self._events, []
-        for event in events:
-            if event["what"] == "closing":
-                self.closing = True
+        self._digest()
+
+    def _digest(self) -> None:
+        while self._events:
+            event = self._events[0]
+            self.closing |= event["what"] == "closing"
             self._on_event(event)
+            del self._events[0]  # last, so that one that could not be handled (no descriptor left) is not lost
 
     def _take_in(self, message: Message) -> None:
         """Keep an event; drop the late answer to a call that nobody waits for any more."""
@@ -225,7 +261,7 @@ class Endpoint:
         watch = [] if self.coordinator_gone else [self._channel.fileno()]
         if self.peer_fileno() >= 0:
             watch.append(self.peer_fileno())
-        park_on(list(dict.fromkeys(bells)), watch, timeout)
+        park_on(list(dict.fromkeys(bells)), watch, 0 if self._events else timeout)
         self.hear()
 
     def fileno(self) -> int:
@@ -292,22 +328,37 @@ class Endpoint:
         return f"<{type(self).__name__} {self.region}/{self.plan.name}{' closed' if self._closed else ''}>"
 
 
-def _connect(region: str, max_fds: int) -> Channel:
+def _connect(region: str, max_fds: int, coordinator: int, deadline: Deadline) -> Channel:
     """A control connection to the coordinator of a region that exists."""
+    path = names.socket_path(region)
+    left = deadline.remaining()
+    seconds = _LONGEST_CONNECT if left is None else min(left, _LONGEST_CONNECT)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
-        sock.connect(str(names.socket_path(region)))
+        # Where the backlog is full, connecting waits; 0 would be for ever.
+        patience = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        sock.connect(str(path))
         check_peer(sock)
         return Channel(sock, max_fds=max_fds)
+    except BlockingIOError:
+        sock.close()
+        raise DeadlineExceeded(
+            f"the coordinator of {region!r} (process {coordinator}) accepted no connection in time", pid=coordinator
+        ) from None
     except OSError as error:
         sock.close()
         if isinstance(error, VqshmError):
             raise
         raise CoordinatorGone(
-            f"region {region!r} exists, but its coordinator does not answer ({error.strerror}); if it has ended, "
-            "`vqshm clean` removes the region",
+            f"region {region!r} exists, but its coordinator (process {coordinator}) does not answer at {path} "
+            f"({error.strerror or error}); if it has ended, `vqshm clean` removes the region",
             name=region,
+            pid=coordinator,
         ) from error
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _rebuilt(message: Message) -> VqshmError:

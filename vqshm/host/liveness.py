@@ -29,8 +29,8 @@ class ProcessId(NamedTuple):
         """The process that runs under `pid` now; None if none does, or only a zombie."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
+        except (FileNotFoundError, ProcessLookupError):
+            return None  # any other error, as no descriptor left, says nothing about that process
         fields = stat[stat.rindex(")") + 2 :].split()
         return None if fields[_STATE] in _ENDED else cls(pid, int(fields[_START_TIME]))
 
@@ -56,7 +56,12 @@ class Watch:
         if process.pid > 0:
             with contextlib.suppress(ProcessLookupError):
                 self._fd = os.pidfd_open(process.pid)
-        if self._fd >= 0 and not process.alive:  # the pid was used again before it was opened, or a zombie holds it
+        try:
+            ended = not process.alive  # the pid was used again before it was opened, or a zombie holds it
+        except BaseException:
+            self.close()
+            raise
+        if ended:
             self.close()
 
     def fileno(self) -> int:

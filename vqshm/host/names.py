@@ -162,13 +162,18 @@ def remove(region: str) -> None:
 
     The caller holds the lock and knows that its owner has ended, or is itself it.
     """
+    remove_companions(region)
+    shm.unlink(region)
+
+
+def remove_companions(region: str) -> None:
+    """Remove the socket and the semaphores of a region that is not there any more. The caller holds the lock."""
     with contextlib.suppress(FileNotFoundError):
         socket_path(region).unlink()
     for path in shm.DIRECTORY.glob(f"sem.{shm.PREFIX}{region}.[KC]*"):
         with contextlib.suppress(NotFound, FileNotFoundError):
             if path.lstat().st_uid == os.geteuid():
                 unlink_semaphore("/" + path.name.removeprefix("sem."))
-    shm.unlink(region)
 
 
 def sweep() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from vqshm import spec
@@ -106,6 +107,8 @@ class DriverPort(_Port[DriverQueue]):
         self._tables = self._reserve_tables(plan.size) if config.indirect else None
         super().__init__(plan.number, config.driver(memory, indirect_tables=self._tables), kick, call, cells)
         self.in_flight: dict[int, Request] = {}
+        self._announced = 0  # chains offered when the device was last notified, or need not be
+        self._strays: list[Lease] = []  # of requests that were offered and, by an interruption, not noted
         self._memory = memory
 
     def _reserve_tables(self, size: int) -> tuple[int, int] | None:
@@ -118,21 +121,28 @@ class DriverPort(_Port[DriverQueue]):
         return Lease(self._memory, self.pool, count)
 
     def submit(self, readable: Sequence[Any], writable: Sequence[int], tag: Any) -> Request:
-        """Lease, copy, offer. Raises QueueFull, OutOfBuffers; nothing stays leased then."""
+        """Lease, copy, offer. Raises QueueFull, OutOfBuffers, ValueError, TypeError; nothing stays leased then."""
+        pieces = [memoryview(piece).cast("B") for piece in readable]
+        counts = [piece.nbytes for piece in pieces] + [index(count) for count in writable]
+        if counts and min(counts) < 1:
+            raise ValueError(f"each buffer of a chain has at least 1 byte: {counts}")
+        self.queue.room_for(len(counts))  # before anything is copied
         leases: list[Lease] = []
+        noted, offered = len(self.in_flight), self.queue.in_flight
         try:
-            for piece in readable:
-                data = memoryview(piece).cast("B")
-                lease = self.lease(data.nbytes)
-                leases.append(lease)
-                lease.view[:] = data
-            leases.extend(self.lease(count) for count in writable)
-            split = len(readable)
+            for count in counts:
+                leases.append(self.lease(count))  # noqa: PERF401 - those before a failure are released
+            for lease, piece in zip(leases, pieces, strict=False):
+                lease.view[:] = piece
+            split = len(pieces)
             request = Request(self.number, leases[:split], leases[split:], tag)
             self.offer(request)
         except BaseException:
-            for lease in leases:
-                lease.release()
+            if self.queue.in_flight == offered:
+                for lease in leases:
+                    lease.release()
+            elif len(self.in_flight) == noted:  # Ctrl-C between the two: the device has the buffers now
+                self._strays += leases
             raise
         return request
 
@@ -146,7 +156,10 @@ class DriverPort(_Port[DriverQueue]):
         self.counts["bytes_out"] += sum(count for _, count in readable)
 
     def kick(self) -> None:
-        """Notify the device of what was offered, if it wants to be."""
+        """Notify the device of what was offered since the last time, if it wants to be."""
+        if self.counts["added"] == self._announced:
+            return
+        self._announced = self.counts["added"]
         if self.queue.needs_kick():
             self.kick_bell.signal()
             self.counts["kicks"] += 1
@@ -158,20 +171,18 @@ class DriverPort(_Port[DriverQueue]):
 
         Raises the PeerViolation that breaks it.
         """
-        if self.queue.broken is not None:
-            return None
-        returned = self.queue.reap()
-        if returned is None:
-            return None
-        token, written = returned
-        request = self.in_flight.pop(token)
-        request.written = written
-        request.done = True
-        self.counts["reaped"] += 1
-        self.counts["bytes_in"] += written
-        if not self.counts["reaped"] % SHOW_EVERY:
-            self.show_counts()
-        return request
+        while self.queue.broken is None and (returned := self.queue.reap()) is not None:
+            token, written = returned
+            self.counts["reaped"] += 1
+            self.counts["bytes_in"] += written
+            if not self.counts["reaped"] % SHOW_EVERY:
+                self.show_counts()
+            request = self.in_flight.pop(token, None)
+            if request is not None:  # no stray one
+                request.written = written
+                request.done = True
+                return request
+        return None
 
     @property
     def has_work(self) -> bool:
@@ -182,9 +193,14 @@ class DriverPort(_Port[DriverQueue]):
         """After a reset: every request that was in flight; its buffers are ours again, its answer never came."""
         if self._tables is not None:
             self.pool.release(self._tables[0])
-        lost = [self.in_flight.pop(token) for token in self.queue.detach_unused()]
+        self.queue.detach_unused()
+        lost = list(self.in_flight.values())
+        self.in_flight.clear()
         for request in lost:
             request.done = True
+        for lease in self._strays:
+            lease.release()
+        self._strays.clear()
         return lost
 
 

@@ -2,7 +2,7 @@
 
 A lease is a piece of the region, handed out by the driver's pool: `view` is the memory itself, no copy. Buffers of a
 request go back to the pool at `release()`, or on leaving its `with` block; a view used after that raises ValueError, it
-never shows somebody else's bytes.
+never shows somebody else's bytes. That holds for the views handed out here; a slice of a view is its maker's affair.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ class Lease:
         return self._pool is None
 
     def release(self) -> None:
-        """Give the bytes back. May be called twice."""
-        pool, self._pool = self._pool, None
+        """Give the bytes back. May be called twice. Raises InvalidState while something else looks at them."""
+        pool = self._pool
         if pool is not None:
-            self.view.release()
+            _let_go_of([self.view])
+            self._pool = None
             pool.release(self.address)
 
 
 class Request:
     """What `Driver.submit` returns: in flight until `done`, then `written` and `output()` tell the answer."""
 
-    __slots__ = ("done", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
+    __slots__ = ("_views", "done", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
 
     def __init__(self, queue: int, readable: Sequence[Lease], writable: Sequence[Lease], tag: Any = None) -> None:
         self.queue = queue
@@ -61,6 +62,7 @@ class Request:
         self.offered_at = 0.0  # time.perf_counter() at submit, in seconds
         self.readable = readable
         self.writable = writable
+        self._views: list[memoryview] = []  # handed out
 
     def output(self, index: int | None = None) -> bytes:
         """A copy of what the device wrote: to one writable buffer, or (None) to all of them.
@@ -68,10 +70,15 @@ class Request:
         Only the bytes the device reported as written are returned, never what lay in the buffers before.
         Raises InvalidState while in flight or after `release`.
         """
-        return b"".join(self.views() if index is None else [self.views()[index]])
+        return b"".join(self._slices() if index is None else [self._slices()[index]])
 
     def views(self) -> list[memoryview]:
         """What the device wrote, in place: one view for each writable buffer. Raises as `output`."""
+        views = self._slices()
+        self._views += views
+        return views
+
+    def _slices(self) -> list[memoryview]:
         if not self.done:
             raise InvalidState("the request is still in flight")
         if any(lease.released for lease in self.writable):
@@ -84,9 +91,15 @@ class Request:
         return views
 
     def release(self) -> None:
-        """Give all buffers back. Raises InvalidState while in flight: the device may still write to them."""
+        """Give all buffers back.
+
+        Raises InvalidState while in flight, because the device may still write to them; and while an array that was
+        made from one of the views exists.
+        """
         if self.token >= 0 and not self.done:
             raise InvalidState("the request is still in flight: its buffers belong to the device")
+        _let_go_of([*self._views, *(lease.view for lease in (*self.readable, *self.writable))])
+        self._views.clear()
         for lease in (*self.readable, *self.writable):
             lease.release()
 
@@ -102,3 +115,12 @@ class Request:
     def __repr__(self) -> str:
         state = f"done, {self.written} bytes" if self.done else "in flight" if self.token >= 0 else "new"
         return f"<Request on queue {self.queue}: {state}>"
+
+
+def _let_go_of(views: Sequence[memoryview]) -> None:
+    """Release them all, before any of the bytes are handed out again. Raises InvalidState."""
+    try:
+        for view in views:
+            view.release()
+    except BufferError as error:
+        raise InvalidState(f"something made from a view of these buffers still exists: {error}") from error

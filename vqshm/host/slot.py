@@ -34,6 +34,10 @@ class Client(Protocol):
     process: ProcessId
     serial: int  # of the request that is being answered
 
+    @property
+    def lagging(self) -> bool:
+        """Whether it has not read what it was sent; to be told something once more is no use to it then."""
+
     def reply(self, message: dict[str, Any], fds: tuple[int, ...] = (), serial: int | None = None) -> None:
         """Answer its request, or an earlier one."""
 
@@ -57,7 +61,7 @@ class Slot:
         self._accepted = 0
         self._driver: Client | None = None
         self._device: Client | None = None
-        self._running = False  # the device was started and has not said "stopped"
+        self._served: Client | None = None  # the driver for whom the device was started and has not said "stopped"
         self._resetting: tuple[Client, int] | None = None  # the driver that waits for its reset, and that request
 
     # -- roles ---------------------------------------------------------------------------------------------------------
@@ -109,22 +113,22 @@ class Slot:
         if client is self._driver:
             self._driver = None
             self._cells.driver_pid = 0
-            if self._running and self._device is not None:
-                self._device.event("peer_gone", **client.process._asdict())
-            else:
+            if self._served is None or self._device is None:
                 self._back_to_reset()
+            elif client is self._served:
+                self._device.event("peer_gone", **client.process._asdict())
         elif client is self._device:
             self._device = None
             self._cells.device_pid = 0
             self._offered = self._cells.offered = 0
-            was_running, self._running = self._running, False
+            served, self._served = self._served, None
             if self._status.value & spec.STATUS_DRIVER_OK:
                 self._status.needs_reset()
                 self._show_status()
             if self._driver is not None:
                 self._driver.event("peer_gone", **client.process._asdict())
-            if was_running:
-                self._settled()
+            if served is not None:
+                self._settled(served)
 
     # -- the driver's messages -----------------------------------------------------------------------------------------
 
@@ -155,14 +159,15 @@ class Slot:
         self._status.write(value)
         self._show_status()
         if fresh & spec.STATUS_DRIVER_OK and self._device is not None:
-            self._running = True
+            self._served = client
             self._device.event("start", **client.process._asdict(), features=self._accepted)
         self._ok(client)
 
     def _reset(self, client: Client) -> None:
-        if self._running and self._device is not None:
+        if self._served is not None and self._device is not None:
+            if self._resetting is None:
+                self._device.event("stop")
             self._resetting = client, client.serial
-            self._device.event("stop")
         else:
             self._back_to_reset()
             self._ok(client)
@@ -171,11 +176,18 @@ class Slot:
 
     def stopped(self, client: Client) -> None:
         """The device has let go of its queues. Raises InvalidState if it was not running."""
-        if not self._running:
+        served, self._served = self._served, None
+        if served is None:
             raise InvalidState("the device was not running")
-        self._running = False
         self._ok(client)
-        self._settled()
+        asked = self._resetting is not None
+        self._settled(served)
+        if served is self._driver and not asked:
+            # It stopped by itself: this driver's session is over, and the next may begin.
+            self._status.needs_reset()
+            self._show_status()
+            served.event("peer_gone", **client.process._asdict())
+            self.introduce()
 
     def needs_reset(self, client: Client, reason: str, queue: int) -> None:
         """The device cannot go on [2.1.2]."""
@@ -188,19 +200,19 @@ class Slot:
     def write_config(self, client: Client, offset: int, data: bytes) -> None:
         """The device changes its configuration space. Raises RuleError outside the space."""
         self._config.update(offset, data)
-        if self._driver is not None and self._status.value & spec.STATUS_DRIVER_OK:
+        if self._driver is not None and self._status.value & spec.STATUS_DRIVER_OK and not self._driver.lagging:
             self._driver.event("config_changed")
         self._ok(client)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _settled(self) -> None:
+    def _settled(self, served: Client) -> None:
         """Nobody serves the queues any more: finish the reset that waited for it, or that a lost driver left."""
         waiting, self._resetting = self._resetting, None
         if waiting is not None and waiting[0] is self._driver:
             self._back_to_reset()
             self._ok(*waiting)
-        elif self._driver is None:
+        elif self._driver is not served:
             self._back_to_reset()
 
     def _ok(self, client: Client, serial: int | None = None) -> None:

@@ -17,13 +17,17 @@ cdef extern from "atomic.h" nogil:
     void vq_fence() noexcept
 
 
+cdef struct Hold:  # a Py_buffer that Cython does not show to the cycle collector; why: see Region in atomic.pyx
+    Py_buffer buffer
+
+
 cdef class Region:
     cdef unsigned char* base
     cdef readonly Py_ssize_t size
     cdef readonly bint readonly
     cdef readonly object beyond
     cdef Py_ssize_t _writable_size
-    cdef Py_buffer _buffer
+    cdef Hold _hold
     cdef bint _held
     cdef object _keep
 

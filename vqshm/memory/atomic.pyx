@@ -2,6 +2,7 @@
 
 import sys
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memcpy
@@ -15,6 +16,9 @@ ORDERED = True
 FENCE = "C11 atomic_thread_fence(seq_cst)"
 
 
+# The cycle collector must neither clear a Region nor whom its buffer was taken from: the buffer could not be given back
+# then, and the memory under `base` never be unmapped. So it does not see that reference, and breaks a cycle elsewhere.
+@cython.no_gc_clear
 cdef class Region:
     """A window of memory, bounds-checked at every access; see the interpreted body."""
 
@@ -22,25 +26,25 @@ cdef class Region:
         if self._held:
             raise RuntimeError("a Region is made once")
         try:
-            PyObject_GetBuffer(buffer, &self._buffer, PyBUF_SIMPLE | PyBUF_WRITABLE)
+            PyObject_GetBuffer(buffer, &self._hold.buffer, PyBUF_SIMPLE | PyBUF_WRITABLE)
         except (BufferError, TypeError, ValueError):
-            PyObject_GetBuffer(buffer, &self._buffer, PyBUF_SIMPLE)
+            PyObject_GetBuffer(buffer, &self._hold.buffer, PyBUF_SIMPLE)
         self._held = True
         self._keep = buffer
-        self.readonly = self._buffer.readonly
-        cdef Py_ssize_t total = self._buffer.len
+        self.readonly = self._hold.buffer.readonly
+        cdef Py_ssize_t total = self._hold.buffer.len
         cdef Py_ssize_t start = offset
         cdef Py_ssize_t length = total - start if size is None else size
         if start < 0 or length < 0 or start > total or length > total - start:
             raise ValueError(f"window [{offset}, {offset}+{length}) does not lie in a buffer of {total} bytes")
-        self.base = <unsigned char*>self._buffer.buf + start
+        self.base = <unsigned char*>self._hold.buffer.buf + start
         self.size = length
         self._writable_size = 0 if self.readonly else length
         self.beyond = beyond
 
     def __dealloc__(self):
         if self._held:
-            PyBuffer_Release(&self._buffer)
+            PyBuffer_Release(&self._hold.buffer)
 
     @property
     def alignment(self):
@@ -71,7 +75,7 @@ cdef class Region:
     def view(self, Py_ssize_t offset, Py_ssize_t count):
         if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
             raise outside(self, offset, count)
-        cdef Py_ssize_t start = self.base - <unsigned char*>self._buffer.buf + offset
+        cdef Py_ssize_t start = self.base - <unsigned char*>self._hold.buffer.buf + offset
         return memoryview(self._keep).cast("B")[start : start + count]
 
     def window(self, Py_ssize_t offset, Py_ssize_t count):

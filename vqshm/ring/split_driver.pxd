@@ -16,6 +16,9 @@ cdef class DriverQueue(Half):
     cdef unsigned long long _low, _high, _table_base
     cdef atomic.Region _tables, _capacity, _parts, _last, _link
 
+    @cython.locals(needed=int)
+    cpdef int room_for(self, Py_ssize_t count) except -1
+    cdef bint _in_table(self, Py_ssize_t count) except -1
     cpdef publish(self)
     @cython.locals(addr="unsigned long long", length=Py_ssize_t)
     cdef unsigned long long _check_buffers(self, object buffers, unsigned long long total) except? 0xFFFFFFFFFFFFFFFF

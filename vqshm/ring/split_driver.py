@@ -129,22 +129,11 @@ class DriverQueue(Half):
         """
         if self.broken is not None:
             self._refuse()
-        count = len(readable) + len(writable)
-        if count == 0 or count > self.size:
-            raise InvalidChain(f"{self.name}: a chain of {count} buffers; 1 to {self.size} fit", limit=self.size)
-        in_table = count > 1 and count <= self._entries
-        needed = 1 if in_table else count
-        if needed > self.num_free:
-            raise QueueFull(
-                f"{self.name}: {needed} descriptors wanted, {self.num_free} of {self.size} free; reap first, "
-                f"{self.in_flight} chains are in flight",
-                free=self.num_free,
-                in_flight=self.in_flight,
-            )
+        needed = self.room_for(len(readable) + len(writable))
         total = self._check_buffers(readable, 0)
         capacity = self._check_buffers(writable, total) - total
         head = self._free
-        if in_table:
+        if self._in_table(len(readable) + len(writable)):
             self._fill_table(head, readable, writable)
             last = head
         else:
@@ -160,6 +149,24 @@ class DriverQueue(Half):
         if publish:
             self.publish()
         return head
+
+    def room_for(self, count: int) -> int:
+        """Descriptors that a chain of `count` buffers takes now. Raises QueueFull, InvalidChain."""
+        if count < 1 or count > self.size:
+            raise InvalidChain(f"{self.name}: a chain of {count} buffers; 1 to {self.size} fit", limit=self.size)
+        needed = 1 if self._in_table(count) else count
+        if needed > self.num_free:
+            raise QueueFull(
+                f"{self.name}: {needed} descriptors wanted, {self.num_free} of {self.size} free; reap first, "
+                f"{self.in_flight} chains are in flight",
+                free=self.num_free,
+                in_flight=self.in_flight,
+            )
+        return needed
+
+    def _in_table(self, count: int) -> bool:
+        """Whether a chain of so many buffers is written to an indirect table."""
+        return 1 < count <= self._entries
 
     def publish(self) -> None:
         """Show the device every chain added so far, what they consist of before the idx that covers them [2.7.13.3]."""

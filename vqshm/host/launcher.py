@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 30.0  # seconds; an interpreter that starts on a busy machine
 CLOSE_TIMEOUT: Final = 5.0  # seconds before a coordinator that does not end is killed
 
-_CODE: Final = "from vqshm.host.launch import main; main()"
+_CODE: Final = "from vqshm.host.launcher import main; main()"
 
 
 def launch(

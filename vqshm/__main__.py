@@ -1,4 +1,4 @@
-"""Runs the command line as `python -m vqshm.cli`."""
+"""Runs the command line as `python -m vqshm`."""
 
 import sys
 
