@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from vqshm import core
 
 # Interpreters that tests start must not find the checkout in their working directory, but the installed package.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests send it and want it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 EXPECTED_CORE = os.environ.get("VQSHM_EXPECT_CORE") or ("interpreted" if core.forced() else "compiled" if CI else None)
@@ -25,6 +29,7 @@ hypothesis.settings.register_profile(
     "vqshm",
     hypothesis.settings(),
     deadline=None,  # a shared machine says nothing about a single example
+    derandomize=CI,  # there a failure is the change's, not the dice's; everybody else's runs go on searching
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("vqshm")

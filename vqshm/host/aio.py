@@ -99,7 +99,8 @@ class AsyncDriver:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self._futures: dict[Request, asyncio.Future[Request]] = {}
+        self._futures: dict[Request, asyncio.Future[None]] = {}
+        self._held: set[Request] = set()  # delivered, until their tasks have read and released them
         self._room = asyncio.Event()
         self._ears = _Ears(driver, driver.calls, self._pump)
 
@@ -127,8 +128,11 @@ class AsyncDriver:
                 self.driver.kick(queue)
                 future = self._futures[request] = asyncio.get_running_loop().create_future()
                 self._pump()
-                with await future:
+                try:
+                    await future
                     return request.output()
+                finally:
+                    self._release(request)
         except TimeoutError:
             raise DeadlineExceeded(self.driver.stalled(), in_flight=self.driver.in_flight) from None
 
@@ -137,7 +141,7 @@ class AsyncDriver:
             try:
                 return self.driver.submit(pieces, sizes, queue=queue)
             except (QueueFull, OutOfBuffers):
-                if not self.driver.ports[queue].in_flight:
+                if not self.driver.ports[queue].in_flight and not self._held:
                     raise  # nothing will ever come back to make room
             self._room.clear()
             self.driver.kick(queue)
@@ -162,11 +166,19 @@ class AsyncDriver:
 
     def _deliver(self, request: Request) -> None:
         future = self._futures.pop(request, None)
-        self._room.set()
+        self._room.set()  # in the queue; in the pool there is when it is released
+        self._held.add(request)
         if future is None or future.done():
-            request.release()
+            self._release(request)
         else:
-            future.set_result(request)
+            future.set_result(None)
+
+    def _release(self, request: Request) -> None:
+        """Give the buffers back, unless the device has them."""
+        if request in self._held:
+            self._held.discard(request)
+            request.release()
+            self._room.set()
 
     def _fail(self, error: VqshmError, queue: int | None = None) -> None:
         """Fail the requests of one queue, or (None) all of them."""
