@@ -15,8 +15,11 @@ from vqshm import core
 # Interpreters that tests start must not find the checkout in their working directory, but the installed package.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-# A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests send it and want it heard.
+# A shell starts background jobs with Ctrl-C ignored, nohup ignores hang-ups, and children inherit both; but not what is
+# handled. The tests send these signals and want them heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 EXPECTED_CORE = os.environ.get("VQSHM_EXPECT_CORE") or ("interpreted" if core.forced() else "compiled" if CI else None)
