@@ -111,11 +111,14 @@ class Driver(Endpoint):
 
     def _meet_device(self) -> bool:
         """Make the device that attached last the peer. A later one is not looked at before the next reset."""
+        self._forget_peer()
         if self._arrived is None:
             return False
         process, self._offered = self._arrived
         self._watch_peer(process)
-        return not self.peer_gone
+        if self.peer_gone:
+            self._forget_peer()  # the coordinator will say so, too, and that is waited for
+        return self.peer is not None
 
     def _initialise(self, deadline: Deadline) -> None:
         """The sequence of [3.1.1]; FAILED is set where it cannot be finished."""

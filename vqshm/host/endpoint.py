@@ -251,8 +251,8 @@ class Endpoint:
         return self._watch is not None and self._watch.ended
 
     def peer_fileno(self) -> int:
-        """The pidfd of the peer, readable when it ends; -1 if there is no peer or it has ended."""
-        return -1 if self._watch is None or self._watch.ended else self._watch.fileno()
+        """The pidfd of the peer, readable once it has ended; -1 if there is no peer or it has left."""
+        return -1 if self._watch is None else self._watch.fileno()
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,8 @@ class Endpoint:
         watch = [] if self.coordinator_gone else [self._channel.fileno()]
         if self.peer_fileno() >= 0:
             watch.append(self.peer_fileno())
-        park_on(list(dict.fromkeys(bells)), watch, 0 if self._events else timeout)
+        news = self._events or self.peer_gone  # nothing would wake us for what is known already
+        park_on(list(dict.fromkeys(bells)), watch, 0 if news else timeout)
         self.hear()
 
     def fileno(self) -> int:

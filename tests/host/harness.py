@@ -1,0 +1,388 @@
+"""Actors: functions of test modules, each run in a process of its own that a test can talk to, stop and kill.
+
+    def device(me, region):                       # in a test module; `me` is the process's end of a pipe
+        with Device.attach(region) as device:
+            me.send("ready")
+            device.serve(Echo())
+
+    actor = start(device, region)                 # in the test
+    assert actor.hear() == "ready"
+    actor.kill()
+
+Processes are forked by a nursery: a second interpreter that has only imported things. So they start in milliseconds,
+have one thread, and share nothing with pytest. When pytest ends, however that happens, the nursery kills them all.
+
+Both conftest.py put this module into `sys.modules` as `vqshm_harness`; the nursery does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import itertools
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from vqshm.devices.echo import Echo
+from vqshm.host import Coordinator, Device, names
+from vqshm.transport import DeviceSpec, QueueSpec
+
+PATIENCE = 60  # seconds until something that must happen counts as not happening; no test waits so long
+ECHO_ID = 0x7601
+BOTH = pytest.mark.parametrize("notify", ["eventfd", "semaphore"])
+_numbers = itertools.count()
+_FRAME = 1 << 16
+_modules: dict[str, object] = {}
+
+
+def new_name(prefix: str = "t") -> str:
+    """A region name that nobody else has."""
+    return f"{prefix}{os.getpid()}-{next(_numbers)}"
+
+
+def echo_spec(name: str = "echo0", queues: int = 1, size: int = 64, buffers: int = 1 << 18) -> DeviceSpec:
+    return DeviceSpec(name, ECHO_ID, (QueueSpec(size, buffers),) * queues)
+
+
+# -- actors that many tests want ---------------------------------------------------------------------------------------
+
+
+def coordinate(me, name, devices, notify="eventfd"):
+    """A coordinator, until the test says anything or ends."""
+    with Coordinator(name, devices, notify=notify) as coordinator:
+        me.send("ready")
+        coordinator.serve(stop=me.fileno())
+
+
+def echo(me, region, device=None):
+    """An echo device, until the region closes."""
+    with Device.attach(region, device) as served:
+        me.send("ready")
+        served.serve(Echo())
+
+
+# -- in pytest ---------------------------------------------------------------------------------------------------------
+
+
+class Nursery:
+    """Forks actors on request, reaps them, and tells how they ended."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, __file__, str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self._ended: dict[int, int] = {}
+
+    def start(self, function, *args) -> Actor:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            order = pickle.dumps(("start", function.__code__.co_filename, function.__name__, args))
+            socket.send_fds(self._sock, [order], [theirs.fileno()])
+        pid = self._receive("started")
+        return Actor(self, pid, Connection(ours.detach()), function.__name__)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Sent by the parent, which knows whether the pid is still that child's; nothing if it has ended."""
+        self._sock.send(pickle.dumps(("signal", pid, number)))
+        self._receive("signalled")
+
+    def exit_code(self, pid: int) -> int:
+        """Wait until a process has ended; minus the signal that killed it."""
+        while pid not in self._ended:
+            self._receive(None)
+        return self._ended[pid]
+
+    def _receive(self, wanted: str | None) -> int:
+        self._sock.settimeout(PATIENCE)
+        while True:
+            frame = self._sock.recv(_FRAME)
+            assert frame, "the nursery died"
+            what, pid, status = pickle.loads(frame)
+            if what == "ended":
+                self._ended[pid] = os.waitstatus_to_exitcode(status)
+            if wanted in {None, what}:
+                return pid
+
+    def close(self) -> None:
+        self._sock.close()
+        self.process.wait(PATIENCE)
+
+
+class Actor:
+    """A process that runs a function of a test module."""
+
+    def __init__(self, nursery: Nursery, pid: int, connection: Connection, name: str) -> None:
+        self.pid = pid
+        self.name = name
+        self._nursery = nursery
+        self.connection = connection
+
+    def say(self, message: object) -> None:
+        self.connection.send(message)
+
+    def hear(self) -> object:
+        """The next thing it sends. Fails the test when it raised instead, or ended."""
+        if not self.connection.poll(PATIENCE):
+            pytest.fail(f"{self} says nothing; it is in {self.stack()}")
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            pytest.fail(f"{self} ended with {self.end()} instead of saying something")
+        if isinstance(message, Raised):
+            pytest.fail(f"{self} raised:\n{message.text}")
+        return message
+
+    def signal(self, number: signal.Signals) -> None:
+        self._nursery.signal(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it has ended."""
+        self.signal(signal.SIGKILL)
+        self.end()
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until it has stopped."""
+        self.signal(signal.SIGSTOP)
+        wait_until(lambda: self.state() == "T", f"{self} stops")
+
+    def end(self) -> int:
+        """Wait until it has ended, by itself or by what was done to it; its exit code, or minus the signal."""
+        return self._nursery.exit_code(self.pid)
+
+    def finish(self) -> None:
+        """Close the pipe, which is what most actors wait for; it must end well then."""
+        self.connection.close()
+        assert self.end() == 0, f"{self} failed; see its stderr"
+
+    def state(self) -> str:
+        """The kernel's letter for what it does: R, S, T, Z …"""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def stack(self) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/wchan").read_text() or self.state()
+        return "nothing: it ended"
+
+    def close(self) -> None:
+        """Whatever it does, it ends."""
+        self.kill()
+        self.connection.close()
+
+    def __repr__(self) -> str:
+        return f"<Actor {self.name} {self.pid}>"
+
+
+class Region:
+    """A region with its coordinator process."""
+
+    def __init__(self, nursery: Nursery, devices, notify: str, name: str | None) -> None:
+        self.name = name or new_name()
+        self.notify = notify
+        self._nursery = nursery
+        self.actors: list[Actor] = []
+        self.coordinator = nursery.start(coordinate, self.name, tuple(devices), notify)
+        assert self.coordinator.hear() == "ready"
+
+    def start(self, function, *args) -> Actor:
+        """An actor that is told the region's name first, and says something when it is ready."""
+        actor = self._nursery.start(function, self.name, *args)
+        self.actors.append(actor)
+        actor.hear()
+        return actor
+
+    def echo(self, device: str | None = None) -> Actor:
+        return self.start(echo, device)
+
+    def close(self) -> None:
+        """The region closes, its processes end; a coordinator that was killed is cleared away after."""
+        self.coordinator.connection.close()
+        self.coordinator.signal(signal.SIGCONT)
+        self.coordinator.end()
+        for actor in self.actors:
+            actor.close()
+        self.coordinator.close()
+        clear_away(self.name)
+
+
+class Raised:
+    """What an actor sends instead of ending well."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def clear_away(name: str) -> None:
+    """Remove what a killed coordinator left; nothing if it closed."""
+    with names.naming_lock():
+        names.remove(name)
+
+
+def wait_until(condition, what: str) -> None:
+    """For what has no event: other processes' state in /proc."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s until {what}"
+        time.sleep(0.001)
+
+
+def descriptors() -> int:
+    """How many file descriptors this process has open, garbage apart."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names only
+
+
+# -- fixtures, for both conftest.py ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def start(nursery):
+    """Start an actor that ends with the test at the latest."""
+    actors = []
+
+    def start(function, *args) -> Actor:
+        actors.append(nursery.start(function, *args))
+        return actors[-1]
+
+    yield start
+    for actor in actors:
+        actor.close()
+
+
+@pytest.fixture
+def make_region(nursery):
+    """Make a region in a coordinator process of its own; by default with one echo device."""
+    regions = []
+
+    def make(*devices: DeviceSpec, notify: str = "eventfd", name: str | None = None) -> Region:
+        regions.append(Region(nursery, devices or (echo_spec(),), notify, name))
+        return regions[-1]
+
+    yield make
+    for region in reversed(regions):
+        region.close()
+
+
+@pytest.fixture
+def region(make_region):
+    """A region with one echo device that nobody serves yet."""
+    return make_region()
+
+
+@pytest.fixture
+def served(region):
+    """A region whose one echo device is served."""
+    region.echo()
+    return region
+
+
+# -- in the nursery ----------------------------------------------------------------------------------------------------
+
+
+def _nurse(control: socket.socket) -> None:
+    alarm_out, alarm_in = os.pipe()
+    os.set_blocking(alarm_in, False)
+    signal.set_wakeup_fd(alarm_in, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    children: set[int] = set()
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    poller.register(alarm_out, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poller.poll()}
+        if alarm_out in ready:
+            os.read(alarm_out, 4096)
+            _reap(control, children)
+        if control.fileno() in ready:
+            order, fds, _, _ = socket.recv_fds(control, _FRAME, 1)
+            if not order:
+                break
+            what, *details = pickle.loads(order)
+            if what == "signal":
+                pid, number = details
+                if pid in children:
+                    os.kill(pid, number)
+                control.send(pickle.dumps(("signalled", pid, 0)))
+                continue
+            pid = os.fork()
+            if not pid:
+                control.close()
+                _act(*details, fds[0])
+            os.close(fds[0])
+            children.add(pid)
+            control.send(pickle.dumps(("started", pid, 0)))
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _reap(control: socket.socket, children: set[int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        children.discard(pid)
+        with contextlib.suppress(OSError):
+            control.send(pickle.dumps(("ended", pid, status)))
+
+
+def _act(path: str, name: str, args: tuple, fd: int) -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    me = Connection(fd)
+    status = 1
+    try:
+        getattr(_module(path), name)(me, *args)
+        status = 0
+    except EOFError:
+        status = 0  # it listened until the test closed the pipe
+    except BaseException:  # noqa: BLE001 - the test wants to know, whatever it is
+        text = traceback.format_exc()
+        sys.stderr.write(text)
+        with contextlib.suppress(OSError):
+            me.send(Raised(text))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _module(path: str) -> object:
+    if path == __file__:
+        return sys.modules["vqshm_harness"]
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.modules["vqshm_harness"] = sys.modules["__main__"]
+    Raised.__module__ = "vqshm_harness"
+    _nurse(socket.socket(fileno=int(sys.argv[1])))
