@@ -243,7 +243,7 @@ class Coordinator:
             raise InvalidState(f"{kind!r} before attach")
         if kind == "detach":
             client.reply({"type": "ok"})
-            self._drop(client)
+            self._drop(client, detached=True)
         elif client.role == "driver" and kind == "features":
             slot.write_features(client, message["bits"])
         elif client.role == "driver" and kind == "status":
@@ -298,7 +298,7 @@ class Coordinator:
         ]
         return {"type": "listing", "region": self.name, **me._asdict(), "devices": devices}
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: _Client, *, detached: bool = False) -> None:
         """Forget a client: it left, its process ended, or it broke a rule."""
         if self._clients.pop(client.channel.fileno(), None) is None:
             return
@@ -309,7 +309,7 @@ class Coordinator:
                 self._poller.unregister(client.watch)
             client.watch.close()
         if client.slot is not None:
-            client.slot.lost(client)
+            client.slot.lost(client, detached=detached)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -15,27 +15,16 @@ the specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET)
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vqshm import spec
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerViolation, RuleError
-from vqshm.host.endpoint import Endpoint
-from vqshm.host.liveness import ProcessId
+from vqshm.host.device_role import DeviceRole, log
 from vqshm.host.ports import DevicePort
-from vqshm.notify import Deadline, WaitStrategy
-from vqshm.transport import clip
-from vqshm.transport.features import MAX_BITS
-from vqshm.transport.planning import MAX_CONFIG_BYTES
+from vqshm.notify import Deadline
 
 if TYPE_CHECKING:
     from vqshm.ring import DescriptorChain, DeviceQueue
-    from vqshm.transport import Message
-
-log = logging.getLogger("vqshm.device")
-
-RING_FEATURES = spec.mask(spec.VIRTIO_F_VERSION_1, spec.VIRTIO_F_EVENT_IDX, spec.VIRTIO_F_INDIRECT_DESC)
 
 
 class Handler(Protocol):
@@ -49,41 +38,13 @@ class Handler(Protocol):
         """Serve one chain; the number of bytes written to its device-writable part, from its start."""
 
 
-class Device(Endpoint):
-    """The device role. See `Endpoint` for what both roles share, `attach` for how to get one."""
-
-    role = "device"
-
-    @classmethod
-    def attach(
-        cls,
-        region: str,
-        device: str | None = None,
-        *,
-        features: int = 0,
-        config: bytes = b"",
-        timeout: float | None = 5.0,
-        strategy: WaitStrategy | None = None,
-    ) -> Self:
-        """Take the device's role, offering the ring features and `features` (bits of the device type).
-
-        `device`: its name in the region; None if there is only one. `config`: the configuration space from its start.
-
-        Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, DeadlineExceeded, UntrustedPeer, VersionMismatch,
-        RuleError (a ValueError) for what no device can offer.
-        """
-        offer: Message = {"features": features | RING_FEATURES, "config": bytes(memoryview(config))}
-        if features < 0 or features >> MAX_BITS:
-            raise RuleError(f"features are a mask of {MAX_BITS} bits, not {features:#x}")
-        if len(offer["config"]) > MAX_CONFIG_BYTES:
-            raise RuleError(f"a configuration space has at most {MAX_CONFIG_BYTES} bytes, not {len(offer['config'])}")
-        return cls(region, device, offer=offer, timeout=timeout, strategy=strategy)
+class Device(DeviceRole):
+    """The device role with chains. See `DeviceRole.attach` for how to get one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ports: list[DevicePort] = []
         self._by_queue: dict[DeviceQueue, DevicePort] = {}
         self._turn = 0
-        self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
         super().__init__(*args, **kwargs)
 
     @property
@@ -92,22 +53,6 @@ class Device(Endpoint):
         return bool(self.ports)
 
     # -- life ----------------------------------------------------------------------------------------------------------
-
-    def wait_driver(self, timeout: float | None = None) -> int:
-        """Wait until a driver has set DRIVER_OK; the negotiated features.
-
-        Raises DeadlineExceeded, InvalidState when the region is closing or the coordinator is gone.
-        """
-        self._check_usable()
-        deadline = Deadline(timeout)
-        self.hear()
-        while not self.running:
-            if self.closing or self.coordinator_gone:
-                raise InvalidState(f"no driver will come: region {self.region!r} is closing")
-            if deadline.expired:
-                raise DeadlineExceeded(f"no driver attached to {self.region}/{self.plan.name} in time")
-            self.park([], deadline.remaining())
-        return self.features
 
     def serve(self, handler: Handler) -> None:
         """Serve driver after driver until the region closes.
@@ -133,21 +78,11 @@ class Device(Endpoint):
             for chain in self:
                 try:
                     self.complete(chain, handler.handle(chain))
-                except Exception:
+                except Exception:  # noqa: BLE001 - the chain must go back, and the log tells
                     log.exception("%r failed on %r; the chain is returned with 0 bytes", handler, chain)
                     self.complete(chain)
 
-    def _on_event(self, event: Message) -> None:
-        what = event["what"]
-        if what == "start":
-            self._start(ProcessId(event["pid"], event["start_time"]), event["features"])
-        elif what in {"stop", "peer_gone", "closing"}:
-            self.leaving = True
-
-    def _start(self, driver: ProcessId, features: int) -> None:
-        self._watch_peer(driver)
-        self.features = features
-        self.leaving = False
+    def _start_queues(self) -> None:
         ports = []
         for plan in self.plan.queues:
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).device
@@ -156,16 +91,10 @@ class Device(Endpoint):
         self.ports = ports
         self._by_queue = {port.queue: port for port in self.ports}
 
-    def let_go(self) -> None:
-        """Stop serving this driver, and tell the coordinator so."""
+    def _stop_queues(self) -> None:
         self._show_counts()
         self.ports.clear()
         self._by_queue.clear()
-        self._forget_peer()
-        self.leaving = False
-        self.features = 0
-        if not self.closing:
-            self._tell({"type": "stopped"})
 
     # -- chains --------------------------------------------------------------------------------------------------------
 
@@ -211,18 +140,6 @@ class Device(Endpoint):
             raise InvalidState("this chain belongs to a driver that has left")
         port.complete(chain, written)
 
-    def needs_reset(self, reason: str, queue: int = 0) -> None:
-        """Tell the driver that the device cannot go on until it is reset [2.1.2]."""
-        log.error("%s/%s needs a reset: %s", self.region, self.plan.name, reason)
-        self._tell({"type": "needs_reset", "reason": clip(reason), "queue": queue})
-
-    def update_config(self, offset: int, data: bytes) -> None:
-        """Change the configuration space; a running driver is told. Raises RuleError outside the space."""
-        data = bytes(memoryview(data))
-        if not 0 <= offset <= offset + len(data) <= self.config.size:
-            raise RuleError(f"{len(data)} bytes at offset {offset} are not in a space of {self.config.size} bytes")
-        self._ask({"type": "config", "offset": offset, "data": data})
-
     # -- for event loops: nothing here waits ---------------------------------------------------------------------------
 
     def pop(self) -> DescriptorChain | None:
@@ -262,9 +179,6 @@ class Device(Endpoint):
     def _show_counts(self) -> None:
         for port in self.ports:
             port.show_counts()
-
-    def _peer_words(self) -> str:
-        return f"driver: process {self.peer.pid}" if self.peer is not None else "no driver"
 
     def _leave(self) -> None:
         if self.running:

@@ -1,96 +1,41 @@
 """Driver: the process that offers buffers to a device and gets them back used.
 
-    with Driver.attach("demo", "echo0") as driver:
-        answer = driver.request(b"hello", writable=64)          # one chain, there and back
+with Driver.attach("demo", "echo0") as driver:
+    answer = driver.request(b"hello", writable=64)          # one chain, there and back
 
-        request = driver.submit([header, data], [16, 4096])     # or many in flight: leases, copies, offers
-        for request in driver.completed(timeout=1.0):           # in the order the device returns them
-            with request:
-                use(request.written, request.views())
-
-Attaching walks through the device's initialisation [3.1.1]: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK, queues,
-DRIVER_OK.
+    request = driver.submit([header, data], [16, 4096])     # or many in flight: leases, copies, offers
+    for request in driver.completed(timeout=1.0):           # in the order the device returns them
+        with request:
+            use(request.written, request.views())
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any
 
-from vqshm import spec
 from vqshm.errors import (
-    CoordinatorGone,
     DeadlineExceeded,
-    DeviceNeedsReset,
     InvalidState,
-    NegotiationError,
     OutOfBuffers,
-    PeerGone,
     QueueBroken,
     QueueFull,
 )
-from vqshm.host.endpoint import CONTROL_TIMEOUT, Endpoint
-from vqshm.host.liveness import ProcessId
+from vqshm.host.driver_role import DriverRole
 from vqshm.host.ports import DriverPort
 from vqshm.memory import BufferPool
-from vqshm.notify import Deadline, WaitStrategy
-from vqshm.transport import features as feature_bits
+from vqshm.notify import Deadline
 
 if TYPE_CHECKING:
     from vqshm.host.request import Request
-    from vqshm.transport import Message
-
-EVERY_DEVICE_FEATURE = spec.mask(*(bit for bit in spec.DEVICE_FEATURE_BITS if bit < 64))
 
 
-class Driver(Endpoint):
-    """The driver role. See `Endpoint` for what both roles share, `attach` for how to get one."""
-
-    role = "driver"
-
-    @classmethod
-    def attach(
-        cls,
-        region: str,
-        device: str | None = None,
-        *,
-        features: int = EVERY_DEVICE_FEATURE,
-        required: int = 0,
-        event_idx: bool = True,
-        indirect: bool = True,
-        timeout: float | None = 5.0,
-        strategy: WaitStrategy | None = None,
-    ) -> Self:
-        """Take the driver's role, wait for the device, and initialise it.
-
-        `device`: its name in the region; None if there is only one. `features`, `required`: masks of device-type bits
-        that are wanted if offered, or insisted on. `event_idx`, `indirect`: use these ring features if offered.
-
-        Raises NotFound, RoleTaken, NegotiationError, CoordinatorGone, PeerGone, UntrustedPeer, VersionMismatch, and
-        DeadlineExceeded if no device attaches in `timeout` seconds.
-        """
-        deadline = Deadline(timeout)
-        driver = cls(region, device, offer={}, timeout=timeout, strategy=strategy)
-        try:
-            ring = spec.mask(spec.VIRTIO_F_VERSION_1)
-            ring |= spec.mask(spec.VIRTIO_F_EVENT_IDX) if event_idx else 0
-            ring |= spec.mask(spec.VIRTIO_F_INDIRECT_DESC) if indirect else 0
-            driver._wanted, driver._required = features | ring, required
-            driver._wait_device(deadline)
-            driver._initialise(deadline)
-        except BaseException:
-            driver.close()
-            raise
-        return driver
+class Driver(DriverRole):
+    """The driver role with requests. See `DriverRole.attach` for how to get one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ports: list[DriverPort] = []
-        self._arrived: tuple[ProcessId, int] | None = None  # the device that attached last, and what it offers
-        self._offered = 0
-        self._wanted = self._required = 0
         self._turn = 0
-        self._end: Deadline | None = None  # of the last answers, once the region is closing
-        self._reset_wanted: dict[int, str] = {}  # queue -> why the device needs a reset, once it said so
         self._pools: list[BufferPool] = []  # one for each queue; they outlive a reset, as buffers may be out over it
         self._retired: list[DriverPort] = []  # queues of before a reset that is not confirmed yet
         self._lost: list[Request] = []  # what was in flight at a reset that is not finished yet
@@ -99,49 +44,6 @@ class Driver(Endpoint):
         super().__init__(*args, **kwargs)
 
     # -- life ----------------------------------------------------------------------------------------------------------
-
-    def _wait_device(self, deadline: Deadline) -> None:
-        self.hear()
-        while not self._meet_device():
-            if self.coordinator_gone or self.closing:
-                self._no_coordinator()
-            if deadline.expired:
-                raise DeadlineExceeded(f"no device process attached to {self.region}/{self.plan.name} in time")
-            self.park([], deadline.remaining())
-
-    def _meet_device(self) -> bool:
-        """Make the device that attached last the peer. A later one is not looked at before the next reset."""
-        self._forget_peer()
-        if self._arrived is None:
-            return False
-        process, self._offered = self._arrived
-        self._watch_peer(process)
-        if self.peer_gone:
-            self._forget_peer()  # the coordinator will say so, too, and that is waited for
-        return self.peer is not None
-
-    def _initialise(self, deadline: Deadline) -> None:
-        """The sequence of [3.1.1]; FAILED is set where it cannot be finished."""
-        self._status(spec.STATUS_RESET, deadline)
-        status = self._status(spec.STATUS_ACKNOWLEDGE, deadline)
-        status = self._status(status | spec.STATUS_DRIVER, deadline)
-        try:
-            status = self._negotiate(status, deadline)
-        except NegotiationError:
-            self._status(status | spec.STATUS_FAILED, deadline)
-            raise
-        self._retired = self._set_up_queues()
-        self._status(status | spec.STATUS_DRIVER_OK, deadline)
-        self.ports, self._retired = self._retired, []  # only now may buffers be offered
-
-    def _negotiate(self, status: int, deadline: Deadline) -> int:
-        """Agree on features; the status, read back with FEATURES_OK in it. Raises NegotiationError."""
-        self.features = feature_bits.negotiate(self._offered, self._wanted, self._required)
-        self._ask({"type": "features", "bits": self.features}, deadline)
-        status = self._status(status | spec.STATUS_FEATURES_OK, deadline)
-        if not status & spec.STATUS_FEATURES_OK:
-            raise NegotiationError(f"the device does not accept {', '.join(feature_bits.names(self.features))}")
-        return status
 
     def _set_up_queues(self) -> list[DriverPort]:
         if not self._pools:
@@ -153,6 +55,25 @@ class Driver(Endpoint):
             ports.append(DriverPort(self.memory, plan, config, pool, kick, call, cells))
         return ports
 
+    def _prepare_queues(self) -> None:
+        self._retired = self._set_up_queues()
+
+    def _go(self) -> None:
+        self.ports, self._retired = self._retired, []
+
+    def _halt(self) -> None:
+        self._retired += self.ports
+        self.ports = []
+
+    def _take_back(self) -> None:
+        for port in self._retired:
+            self._lost += port.take_back()
+        self._retired.clear()
+        for request in self._abandoned.intersection(self._lost):
+            self._lost.remove(request)
+            request.release()
+        self._abandoned.clear()
+
     def reset(self, timeout: float | None = 5.0) -> list[Request]:
         """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again.
 
@@ -162,43 +83,9 @@ class Driver(Endpoint):
         Raises DeadlineExceeded, CoordinatorGone, NegotiationError; nothing can be submitted then, and the next `reset`
         goes on from there.
         """
-        self._check_usable()
-        deadline = Deadline(timeout)
-        self._retired += self.ports
-        self.ports = []
-        self._status(spec.STATUS_RESET, deadline)
-        # The device has let go: what was in flight is ours again [2.4].
-        for port in self._retired:
-            self._lost += port.take_back()
-        self._retired.clear()
-        for request in self._abandoned.intersection(self._lost):
-            self._lost.remove(request)
-            request.release()
-        self._abandoned.clear()
-        self._reset_wanted.clear()
-        self._wait_device(deadline)
-        self._initialise(deadline)
+        self._restart(Deadline(timeout))
         lost, self._lost = self._lost, []
         return lost
-
-    def _on_event(self, event: Message) -> None:
-        what = event["what"]
-        if what == "peer_attached":
-            self._arrived = ProcessId(event["pid"], event["start_time"]), event["features"]
-        elif what == "peer_gone":
-            self._arrived = None
-            if self._watch is not None:
-                self._watch.close()  # it need not have ended: it counts as gone until the next reset
-        elif what == "needs_reset":
-            self._reset_wanted[event.get("queue", 0)] = event.get("reason", "no reason given")
-        elif what == "closing":
-            self._end = Deadline(CONTROL_TIMEOUT)
-
-    def _unanswered(self, request: Message) -> str:
-        words = super()._unanswered(request)
-        if request == {"type": "status", "value": spec.STATUS_RESET} and self.peer is not None:
-            words += f", perhaps because the device (process {self.peer.pid}) has not let go of its queues"
-        return words
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -308,14 +195,7 @@ class Driver(Endpoint):
         first.
         """
         self._check_initialised()
-        if self.peer_gone:
-            self._raise_gone()
-        if self._end is not None and self._end.expired:
-            raise CoordinatorGone(
-                f"region {self.region!r} was closed; {self.in_flight} requests will not be answered",
-                pid=self.header.pid,
-                in_flight=self.in_flight,
-            )
+        self._check_device()
         busy = [port for port in (self.ports if queue is None else [self.ports[queue]]) if port.in_flight]
         if busy and all(self._is_broken(port) for port in busy):
             self._check_port(busy[0])
@@ -352,25 +232,9 @@ class Driver(Endpoint):
 
     def _check_port(self, port: DriverPort) -> None:
         """Raise if the device gave this queue up, or we did."""
-        reason = self._reset_wanted.get(port.number)
-        if reason is not None:
-            raise DeviceNeedsReset(
-                f"device {self.plan.name!r} needs a reset: {reason}; call reset()",
-                queue=port.number,
-                in_flight=self.in_flight,
-            )
+        self._check_reset(port.number)
         if port.queue.broken is not None:
             raise QueueBroken(f"queue stopped at: {port.queue.broken}; call reset()", queue=port.number)
-
-    def _raise_gone(self) -> NoReturn:
-        assert self.peer is not None  # noqa: S101 - peer_gone looked
-        raise PeerGone(
-            f"the device of {self.region}/{self.plan.name}, process {self.peer.pid}, ended or left; {self.in_flight} "
-            "requests were in flight; reset() waits for a new one",
-            pid=self.peer.pid,
-            role="device",
-            in_flight=self.in_flight,
-        )
 
     def _abandon(self, request: Request) -> None:
         """Nobody waits for it any more: release it, once it has come back."""
@@ -411,8 +275,7 @@ class Driver(Endpoint):
             for port in self.ports:
                 port.counts["waits"] += 1
                 port.show_counts()
-        left = None if self._end is None else self._end.remaining()
-        self.park(self.calls, timeout if left is None else min(left, timeout if timeout is not None else left))
+        self.park(self.calls, self._sleep_limit(timeout))
         if not self.ready():
             self.check()
 

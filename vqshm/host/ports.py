@@ -18,7 +18,7 @@ from vqshm.ring import DeviceQueue, DriverQueue
 if TYPE_CHECKING:
     from vqshm.memory import BufferPool, GuestMemory
     from vqshm.notify import Notifier
-    from vqshm.ring import DescriptorChain, QueueConfig, SplitLayout
+    from vqshm.ring import DescriptorChain, QueueConfig
     from vqshm.transport import DeviceCounters, DriverCounters, QueuePlan
 
 SHOW_EVERY: Final = 64  # chains; a busy side shows its counters so often, an idle one before it sleeps
@@ -102,7 +102,7 @@ class DriverPort(_Port[DriverQueue]):
         call: Notifier,
         cells: DriverCounters,
     ) -> None:
-        _clear(memory, plan.layout)
+        plan.layout.zero(memory)
         self.pool = pool
         self._tables = self._reserve_tables(plan.size) if config.indirect else None
         super().__init__(plan.number, config.driver(memory, indirect_tables=self._tables), kick, call, cells)
@@ -202,9 +202,3 @@ class DriverPort(_Port[DriverQueue]):
             lease.release()
         self._strays.clear()
         return lost
-
-
-def _clear(memory: GuestMemory, layout: SplitLayout) -> None:
-    """Zero the three areas, as the driver must before the device may look at them."""
-    for _, address, count in layout.areas():
-        memory.write(address, bytes(count))

@@ -15,7 +15,7 @@ device has let go (or has ended), because from then on the driver takes its buff
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from vqshm import spec
 from vqshm.errors import InvalidState, RoleTaken
@@ -26,6 +26,9 @@ from vqshm.transport.status import DeviceStatus, State
 if TYPE_CHECKING:
     from vqshm.notify import Notifier
     from vqshm.transport import ConfigSpace, DeviceCells, DevicePlan
+
+
+DETACHED: Final = "detached"  # the reason of an event: the peer said goodbye
 
 
 class Client(Protocol):
@@ -108,15 +111,16 @@ class Slot:
                 f"the {role} role of {self.plan.name!r} is held by process {holder.process.pid}", pid=holder.process.pid
             )
 
-    def lost(self, client: Client) -> None:
-        """A client detached, or its process ended."""
+    def lost(self, client: Client, *, detached: bool = False) -> None:
+        """A client detached, or its process ended; the other side is told which of the two."""
+        news: dict[str, Any] = {**client.process._asdict(), **({"reason": DETACHED} if detached else {})}
         if client is self._driver:
             self._driver = None
             self._cells.driver_pid = 0
             if self._served is None or self._device is None:
                 self._back_to_reset()
             elif client is self._served:
-                self._device.event("peer_gone", **client.process._asdict())
+                self._device.event("peer_gone", **news)
         elif client is self._device:
             self._device = None
             self._cells.device_pid = 0
@@ -126,7 +130,7 @@ class Slot:
                 self._status.needs_reset()
                 self._show_status()
             if self._driver is not None:
-                self._driver.event("peer_gone", **client.process._asdict())
+                self._driver.event("peer_gone", **news)
             if served is not None:
                 self._settled(served)
 
