@@ -41,6 +41,7 @@ DIRECTIVES = {
     "nonecheck": True,  # None where a Region belongs is an AttributeError, not a crash; about 1 ns for a call
     "wraparound": False,
     "cdivision": True,
+    "auto_pickle": False,  # what Cython makes up for itself would let anybody write over an object's fields
     "freethreading_compatible": True,  # the core has no state but the objects a caller holds
 }
 

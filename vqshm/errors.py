@@ -22,6 +22,7 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── InvalidUsedId                 a used id that is not below the queue size         [2.7.8]
     │   ├── UsedIdNotInFlight             a used id that was never offered, or twice         [2.7.8]
     │   ├── InvalidUsedLength             more bytes written than the chain can hold         [2.7.8.2]
+    │   ├── MessageTooLarge               more bytes than the whole lane holds
     │   ├── NegotiationError              a feature set or status write nobody may make      [2.2, 3.1]
     │   └── VersionMismatch               a region of another version, size or byte order
     ├── LocalError                        you asked for something that cannot be now
@@ -29,6 +30,8 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── QueueNotReady (RuntimeError), QueueBroken (RuntimeError), InvalidState (RuntimeError)
     │   ├── ForkedHandle (RuntimeError)   a handle inherited through fork
     │   ├── DeadlineExceeded (TimeoutError)
+    │   │   ├── NoRoom                    a lane stayed full; it is a QueueFull, too
+    │   │   └── NoMessage                 a lane stayed empty; it is a QueueEmpty, too
     │   ├── NameInUse (FileExistsError), NotFound (FileNotFoundError), RoleTaken (PermissionError)
     │   ├── ShmFull (OSError ENOSPC)      the pages cannot be reserved
     │   ├── UntrustedPeer (PermissionError)
@@ -39,6 +42,7 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── ProtocolError                 a malformed, oversized or misplaced control message
     │   └── DeviceNeedsReset              the device gave up: its status says so             [2.1.2]
     └── PeerGone (ConnectionError)        a process ended; with pid and what was in flight
+        ├── EndOfMessages (EOFError)      the sender has left, and everything it sent was received
         └── CoordinatorGone
 
 The twelve names of the seed (`virtio-queue`'s `Error`) are kept. `GuestMemory` here is the error; the memory itself is
@@ -151,6 +155,10 @@ class InvalidUsedLength(RuleError):
     """A used element claims more bytes than the device-writable part of its chain holds [2.7.8.2]."""
 
 
+class MessageTooLarge(RuleError):
+    """A message does not fit into a lane, however empty it is. `facts`: count, limit, in bytes."""
+
+
 class NegotiationError(RuleError):
     """Feature bits or a status write that the tables of the specification forbid [2.1, 2.2, 3.1]."""
 
@@ -192,6 +200,14 @@ class ForkedHandle(LocalError, RuntimeError):
 
 class DeadlineExceeded(LocalError, TimeoutError):
     """A wait ended at its deadline; the message says who is stalled."""
+
+
+class NoRoom(DeadlineExceeded, QueueFull):
+    """A lane was full until the deadline; the message says who holds what."""
+
+
+class NoMessage(DeadlineExceeded, QueueEmpty):
+    """No message, or no answer, came until the deadline."""
 
 
 class NameInUse(LocalError, FileExistsError):
@@ -243,6 +259,10 @@ class DeviceNeedsReset(PeerViolation, RuntimeError):
 
 class PeerGone(VqshmError, ConnectionError):
     """The process on the other side ended. `facts`: pid, role, in_flight."""
+
+
+class EndOfMessages(PeerGone, EOFError):
+    """The sender has left, and everything it sent was received. `facts`: pid, ended (its process is no more)."""
 
 
 class CoordinatorGone(PeerGone):

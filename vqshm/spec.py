@@ -67,6 +67,7 @@ VIRTIO_ID_ENTROPY: Final = 4
 VQSHM_ID_ECHO: Final = 0x7601
 VQSHM_ID_CHECKSUM: Final = 0x7602
 VQSHM_ID_ZBLOCK: Final = 0x7603
+VQSHM_ID_LANE: Final = 0x7604  # one queue for messages, from driver to device
 
 # -- block device [5.2] ------------------------------------------------------------------------------------------------
 VIRTIO_BLK_F_SIZE_MAX: Final = 1

@@ -211,6 +211,87 @@ def test_a_head_taken_without_its_chain_can_be_returned_empty_only(rig):
     assert r.driver.reap() == (0, 0)
 
 
+@POLICIES
+@pytest.mark.parametrize("start", [0, 65534])
+def test_what_was_put_is_seen_when_it_is_published(rig, strict, start):
+    r = posted(rig, 4, strict=strict, start=start)
+    heads = [r.device.pop().head_index for _ in range(4)]
+    for done, head in enumerate(reversed(heads)):
+        r.device.put_used(head, done)
+        assert r.used == start
+        assert r.device.next_used == (start + done + 1) & 0xFFFF
+        assert r.driver.used() == 0
+    r.device.publish_used()
+    assert r.used == (start + 4) & 0xFFFF
+    assert [r.driver.reap() for _ in range(5)] == [*zip(reversed(heads), range(4), strict=True), None]
+    r.device.publish_used()
+    assert r.used == (start + 4) & 0xFFFF
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_putting_and_publishing_is_returning(rig, plan):
+    """However often it is published: the driver gets the same, and no later than it was shown."""
+    r, twin = rig(8), rig(8)
+    for i, publish in enumerate(plan):
+        for queue in (r, twin):
+            queue.driver.add([], [(queue.buffers, 4)])
+        r.device.put_used(r.device.pop().head_index, i % 5)
+        twin.device.add_used(twin.device.pop().head_index, i % 5)
+        if publish or r.device.next_used - r.used >= 7:
+            r.device.publish_used()
+        shown = r.driver.used()
+        assert [r.driver.reap() for _ in range(shown)] == [twin.driver.reap() for _ in range(shown)]
+    r.device.publish_used()
+    rest = r.driver.used()
+    assert [r.driver.reap() for _ in range(rest)] == [twin.driver.reap() for _ in range(rest)]
+    assert twin.driver.reap() is None
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+def test_one_call_is_needed_for_all_that_were_published_together(rig, event_idx):
+    r = posted(rig, 4, event_idx=event_idx)
+    heads = [r.device.pop().head_index for _ in range(4)]
+    r.driver.enable_notification()
+    for head in heads:
+        r.device.put_used(head, 0)
+    r.device.publish_used()
+    assert r.device.needs_notification()
+    assert not r.device.needs_notification()
+
+
+def test_what_add_used_refuses_put_used_refuses_and_nothing_is_written(rig):
+    r = posted(rig, 2)
+    r.device.pop()
+    before = bytes(r.bytes)
+    for head, written, error in (
+        (8, 0, errors.InvalidDescriptorIndex),
+        (-1, 0, errors.InvalidDescriptorIndex),
+        (2, 0, errors.UsedIdNotInFlight),
+        (0, 5, errors.InvalidUsedLength),
+        (0, 1 << 32, errors.InvalidUsedLength),
+        (0, -1, errors.InvalidUsedLength),
+        (None, 0, TypeError),
+        (0, "4", TypeError),
+    ):
+        with pytest.raises(error):
+            r.device.put_used(head, written)
+    assert bytes(r.bytes) == before
+    assert r.device.next_used == 0
+    r.device.put_used(0, 4)
+    with pytest.raises(errors.UsedIdNotInFlight):
+        r.device.put_used(0, 4)
+
+
+def test_a_broken_queue_takes_nothing_back(rig):
+    r = posted(rig, 1)
+    r.device.pop()
+    r.offer(8)
+    with pytest.raises(errors.InvalidDescriptorIndex):
+        r.device.pop()
+    with pytest.raises(errors.QueueBroken):
+        r.device.put_used(0, 0)
+
+
 # -- positions ---------------------------------------------------------------------------------------------------------
 
 

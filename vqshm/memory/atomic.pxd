@@ -1,6 +1,10 @@
 # The compiled body of vqshm.memory.atomic: C atomics on raw memory, inlined into every module that cimports it.
 # One bounds check stands in front of each access; what fails it takes the slow road, which raises or knows better.
 
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcpy
+
 cdef extern from "atomic.h" nogil:
     unsigned short vq_load_u16(const unsigned char*) noexcept
     unsigned int vq_load_u32(const unsigned char*) noexcept
@@ -21,6 +25,7 @@ cdef struct Hold:  # a Py_buffer that Cython does not show to the cycle collecto
     Py_buffer buffer
 
 
+@cython.final
 cdef class Region:
     cdef unsigned char* base
     cdef readonly Py_ssize_t size
@@ -31,11 +36,31 @@ cdef class Region:
     cdef bint _held
     cdef object _keep
 
-    cpdef bytes read(self, Py_ssize_t offset, Py_ssize_t count)
 
-
+cdef Py_ssize_t slow_count(object data) except -1
+cdef int slow_fill(Region region, Py_ssize_t offset, object data, Py_ssize_t count) except -1
+cdef int no_room(Region region, Py_ssize_t offset, Py_ssize_t count) except -1
 cdef unsigned long long slow_get(Region region, Py_ssize_t offset, int width, bint ordered) except? 0xFFFFFFFFFFFFFFFF
 cdef int slow_put(Region region, Py_ssize_t offset, int width, unsigned long long value, bint ordered) except -1
+
+
+cdef inline Py_ssize_t count_of(object data) except -1:
+    if PyBytes_CheckExact(data):
+        return PyBytes_GET_SIZE(data)
+    return slow_count(data)
+
+
+cdef inline int fill(Region region, Py_ssize_t offset, object data, Py_ssize_t count) except -1:
+    if PyBytes_CheckExact(data) and PyBytes_GET_SIZE(data) == count and 0 <= offset <= region._writable_size - count:
+        memcpy(region.base + offset, PyBytes_AS_STRING(data), count)
+        return 0
+    return slow_fill(region, offset, data, count)
+
+
+cdef inline bytes copy(Region region, Py_ssize_t offset, Py_ssize_t count):
+    if count < 0 or offset < 0 or offset > region.size - count:
+        no_room(region, offset, count)
+    return PyBytes_FromStringAndSize(<char*>region.base + offset, count)
 
 
 cdef inline int fence() except -1:

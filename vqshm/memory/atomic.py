@@ -106,12 +106,11 @@ class Region:
 
     def read(self, offset: int, count: int) -> bytes:
         """A copy of `count` bytes. Raises GuestMemory."""
-        return bytes(self.view(offset, count))
+        return copy(self, offset, count)
 
     def write(self, offset: int, data: Any) -> None:
         """Store all bytes of `data` (any contiguous buffer). Raises GuestMemory, TypeError if read-only."""
-        source = memoryview(data).cast("B")
-        self.view(offset, source.nbytes)[:] = source
+        fill(self, offset, data, count_of(data))
 
     def view(self, offset: int, count: int) -> memoryview:
         """`count` bytes in place. Raises GuestMemory."""
@@ -122,6 +121,35 @@ class Region:
     def window(self, offset: int, count: int) -> Region:
         """A narrower window of the same memory. Raises GuestMemory."""
         return Region(self.view(offset, count))
+
+
+def count_of(data: Any) -> int:
+    """Bytes of any contiguous buffer. Raises TypeError for what is none, ValueError where it is not contiguous."""
+    if type(data) is bytes:
+        return len(data)
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise ValueError("the bytes must lie in one contiguous piece: this buffer does not")
+    return view.nbytes
+
+
+def fill(region: Region, offset: int, data: Any, count: int) -> None:
+    """Store all bytes of `data`, which are `count`. Raises GuestMemory, ValueError, TypeError if read-only."""
+    if offset < 0 or count < 0 or offset + count > region.size:
+        raise outside(region, offset, count)
+    if type(data) is not bytes:
+        view = memoryview(data)
+        data = view.cast("B") if view.nbytes else b""  # with a 0 in its shape it cannot be cast
+    if len(data) != count:
+        raise ValueError(f"a buffer of {count} bytes has {len(data)} now: it must not change while it is copied")
+    region._bytes[offset : offset + count] = data
+
+
+def copy(region: Region, offset: int, count: int) -> bytes:
+    """A copy of `count` bytes. Raises GuestMemory."""
+    if offset < 0 or count < 0 or offset + count > region.size:
+        raise outside(region, offset, count)
+    return bytes(region._bytes[offset : offset + count])
 
 
 def outside(region: Region, offset: int, count: int) -> GuestMemory:

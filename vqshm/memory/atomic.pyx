@@ -4,7 +4,6 @@ import sys
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memcpy
 
 from vqshm.errors import GuestMemory
@@ -51,26 +50,11 @@ cdef class Region:
         cdef size_t address = <size_t>self.base
         return 16 if address == 0 else min(address & -address, 4096)
 
-    cpdef bytes read(self, Py_ssize_t offset, Py_ssize_t count):
-        if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
-            raise outside(self, offset, count)
-        return PyBytes_FromStringAndSize(<char*>self.base + offset, count)
+    def read(self, Py_ssize_t offset, Py_ssize_t count):
+        return copy(self, offset, count)
 
     def write(self, Py_ssize_t offset, data):
-        cdef const unsigned char[::1] source
-        cdef Py_ssize_t count
-        if isinstance(data, (bytes, bytearray)):
-            count = len(data)
-        else:
-            data = memoryview(data).cast("B")
-            count = data.nbytes
-        if offset < 0 or offset > self.size or count > self.size - offset:
-            raise outside(self, offset, count)
-        if self.readonly:
-            raise TypeError("this window is read-only")
-        if count:
-            source = data
-            memcpy(self.base + offset, &source[0], count)
+        fill(self, offset, data, count_of(data))
 
     def view(self, Py_ssize_t offset, Py_ssize_t count):
         if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
@@ -80,6 +64,46 @@ cdef class Region:
 
     def window(self, Py_ssize_t offset, Py_ssize_t count):
         return Region(self.view(offset, count))
+
+
+cdef Py_ssize_t slow_count(object data) except -1:
+    cdef Py_buffer source
+    cdef Py_ssize_t count
+    try:
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+    except BufferError as error:
+        raise scattered(error) from None
+    count = source.len
+    PyBuffer_Release(&source)
+    return count
+
+
+cdef int slow_fill(Region region, Py_ssize_t offset, object data, Py_ssize_t count) except -1:
+    cdef Py_buffer source
+    if region.readonly:
+        raise TypeError("this window is read-only")
+    if offset < 0 or count < 0 or offset > region.size or count > region.size - offset:
+        raise outside(region, offset, count)
+    PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+    try:
+        if source.len != count:
+            raise resized(source.len, count)
+        memcpy(region.base + offset, source.buf, count)
+    finally:
+        PyBuffer_Release(&source)
+    return 0
+
+
+def scattered(error):
+    return ValueError(f"the bytes must lie in one contiguous piece: {error}")
+
+
+cdef int no_room(Region region, Py_ssize_t offset, Py_ssize_t count) except -1:
+    raise outside(region, offset, count)
+
+
+def resized(now, count):
+    return ValueError(f"a buffer of {count} bytes has {now} now: it must not change while it is copied")
 
 
 def outside(region, offset, count):
@@ -159,8 +183,20 @@ def _fence():
     vq_fence()
 
 
+def _count_of(data):
+    return count_of(data)
+
+
+def _fill(Region region, Py_ssize_t offset, data, Py_ssize_t count):
+    fill(region, offset, data, count)
+
+
+def _copy(Region region, Py_ssize_t offset, Py_ssize_t count):
+    return copy(region, offset, count)
+
+
 globals().update(
-    fence=_fence,
+    fence=_fence, count_of=_count_of, fill=_fill, copy=_copy,
     load_u16=_load_u16, load_u32=_load_u32, load_u64=_load_u64,
     store_u16=_store_u16, store_u32=_store_u32, store_u64=_store_u64,
     get_u16=_get_u16, get_u32=_get_u32, get_u64=_get_u64,

@@ -6,7 +6,7 @@ cimport vqshm.memory.atomic as atomic
 from vqshm.ring.descriptor cimport Descriptor
 
 cdef int _NEXT, _WRITE, _INDIRECT
-
+cdef unsigned long long _LENGTH
 
 
 cdef class Walk:
@@ -21,7 +21,7 @@ cdef class Walk:
     cdef bint _more, _indirect, _strict, _indirect_allowed
     cdef unsigned long long _total, _low, _high
 
-    @cython.locals(index=int, flags=int, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
+    @cython.locals(table=atomic.Region, index=int, flags=int, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
     cpdef bint step(self) except -1
     cdef int _enter(self, unsigned long long addr, unsigned long long length, int flags) except -1
     cdef int _check(self, unsigned long long addr, unsigned long long length, int flags) except -1

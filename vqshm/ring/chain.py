@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
+_LENGTH = 0xFFFFFFFF  # the length in the second half of a descriptor; compiled, a name is faster than the number
 
 
 class Walk:
@@ -98,9 +99,10 @@ class Walk:
                 raise InvalidDescriptorIndex(
                     f"descriptor index {index} in a table of {self._size}", index=index, limit=self._size
                 )
-            addr = atomic.get_u64(self._table, index * 16)
-            rest = atomic.get_u64(self._table, index * 16 + 8)
-            length = rest & 0xFFFFFFFF
+            table = self._table
+            addr = atomic.get_u64(table, index * 16)
+            rest = atomic.get_u64(table, index * 16 + 8)
+            length = rest & _LENGTH
             flags = (rest >> 32) & 0xFFFF
             if flags & _INDIRECT:
                 self._enter(addr, length, flags)

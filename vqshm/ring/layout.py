@@ -9,7 +9,7 @@ Offsets inside a ring:  flags 0, idx 2, ring[i] 4 + i x element, event behind th
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vqshm import spec
 from vqshm.errors import InvalidAvailRingAlign, InvalidDescTableAlign, InvalidSize, InvalidUsedRingAlign, RingOverlap
@@ -18,6 +18,9 @@ from vqshm.memory.address import align_up, checked_add
 FLAGS: Final = 0
 IDX: Final = 2
 RING: Final = 4
+
+if TYPE_CHECKING:
+    from vqshm.memory.guest import GuestMemory
 
 CACHE_LINE: Final = 64
 
@@ -87,6 +90,11 @@ class SplitLayout(NamedTuple):
             ("available ring", self.avail_ring, avail_ring_bytes(self.size)),
             ("used ring", self.used_ring, used_ring_bytes(self.size)),
         )
+
+    def zero(self, memory: GuestMemory) -> None:
+        """Zero the three areas, as a driver must before the device may look at them [2.7.13]."""
+        for _, address, count in self.areas():
+            memory.write(address, bytes(count))
 
     def check(self) -> None:
         """Raise the named error of the first rule that size, alignment or overlap breaks [2.7]."""

@@ -9,5 +9,5 @@ cdef class Half:
     cdef readonly bint event_idx
     cdef readonly object name
     cdef readonly object broken
-    cdef int _mask
+    cdef int _mask, _used_event, _avail_event
     cdef atomic.Region _desc, _avail, _used

@@ -1,3 +1,4 @@
+# cython: nonecheck=False, initializedcheck=False
 """The split virtqueue: how its two halves share one guest memory, and what both need [2.7].
 
     driver owns                                           device owns
@@ -33,11 +34,29 @@ if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.ring.layout import SplitLayout
 
+_NOTHING = atomic.Region(b"")
+
 
 class Half:
     """What both halves share: the windows over the three areas, and being broken."""
 
-    __slots__ = ("_avail", "_desc", "_mask", "_used", "broken", "event_idx", "memory", "name", "size")
+    __slots__ = (
+        "_avail",
+        "_avail_event",
+        "_desc",
+        "_mask",
+        "_used",
+        "_used_event",
+        "broken",
+        "event_idx",
+        "memory",
+        "name",
+        "size",
+    )
+
+    def __cinit__(self) -> None:
+        """Compiled, before anything else: a half that was never initialised has empty windows, which refuse all."""
+        self._desc = self._avail = self._used = _NOTHING
 
     def __init__(self, memory: Memory, layout: SplitLayout, event_idx: bool, name: str) -> None:
         self.name = name
@@ -50,6 +69,8 @@ class Half:
         self.size = layout.size
         self._mask = layout.size - 1
         self.event_idx = event_idx
+        self._used_event = ring_layout.used_event_offset(layout.size)  # in the available ring
+        self._avail_event = ring_layout.avail_event_offset(layout.size)  # in the used ring
         self._desc = memory.window(layout.desc_table, ring_layout.desc_table_bytes(layout.size), 16)
         self._avail = memory.window(layout.avail_ring, ring_layout.avail_ring_bytes(layout.size), 2)
         self._used = memory.window(layout.used_ring, ring_layout.used_ring_bytes(layout.size), 4)

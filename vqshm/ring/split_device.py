@@ -1,3 +1,4 @@
+# cython: nonecheck=False, initializedcheck=False
 """The device half of a split virtqueue: takes chains the driver made available, returns them used [2.7.8, 2.7.13].
 
 The way of a chain: `available` (look at avail.idx) → `pop` (take the head, fetch and check the chain) → handled by the
@@ -6,6 +7,7 @@ user → `add_used` → `needs_notification`. The rules that both halves obey st
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 from vqshm import spec
@@ -19,7 +21,6 @@ from vqshm.errors import (
     UsedIdNotInFlight,
 )
 from vqshm.memory import atomic
-from vqshm.memory.atomic import Region
 from vqshm.ring import layout as ring_layout
 from vqshm.ring.chain import DescriptorChain, new_chain, new_walk
 from vqshm.ring.split import Half
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _FLAGS = ring_layout.FLAGS
 _IDX = ring_layout.IDX
 _RING = ring_layout.RING
+_NO_INTERRUPT = spec.VIRTQ_AVAIL_F_NO_INTERRUPT
 
 
 class DeviceQueue(Half):
@@ -77,13 +79,17 @@ class DeviceQueue(Half):
         super().bind(memory, layout, event_idx)
         self._avail_seen = self.next_avail
         self._walk = new_walk(memory, self.strict, self.indirect)
-        self._shadow = Region(bytearray(8 * layout.size))  # per head: 1 + writable bytes while in flight, else 0
-        self._taken = Region(bytearray(2 * layout.size))  # the head taken at each position, to undo a pop
+        self._shadow = array("Q", bytes(8 * layout.size))  # per head: 1 + writable bytes while in flight, else 0
+        self._taken = array("H", bytes(2 * layout.size))  # the head taken at each position, to undo a pop
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
     def available(self) -> int:
         """Chains that can be taken now. Raises InvalidAvailRingIndex if the driver claims more than the queue holds."""
+        return self._look()
+
+    def _look(self) -> int:
+        """As `available`."""
         if self.broken is not None:
             self._refuse()
         seen = atomic.load_u16(self._avail, _IDX)
@@ -123,10 +129,10 @@ class DeviceQueue(Half):
                         f"available ring slot {slot} holds head {head} of {self.size}", index=head, limit=self.size
                     )
                 )
-            if atomic.get_u64(self._shadow, 8 * head):
+            if self._shadow[head]:
                 raise self._violation(InvalidChain(f"head {head} is offered again while in flight", index=head))
-            atomic.put_u64(self._shadow, 8 * head, 1)
-            atomic.put_u16(self._taken, 2 * slot, head)
+            self._shadow[head] = 1
+            self._taken[slot] = head
         self.next_avail = (self.next_avail + 1) & 0xFFFF
         return head
 
@@ -142,9 +148,9 @@ class DeviceQueue(Half):
 
     def chain(self, head: int) -> DescriptorChain:
         """The chain that starts at a head taken with `pop_head`. Raises InvalidState if it was not, else as `pop`."""
-        if self.broken is not None:
+        if self.broken is not None or self._walk is None:
             self._refuse()
-        if head < 0 or (self.strict and (head >= self.size or atomic.get_u64(self._shadow, 8 * head) == 0)):
+        if head < 0 or (self.strict and (head >= self.size or self._shadow[head] == 0)):
             raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
         self._walk.start(self._desc, self.size, head)
         if not self.strict:
@@ -154,7 +160,7 @@ class DeviceQueue(Half):
         except RuleError as error:
             error.facts["head"] = head
             raise self._violation(error) from None
-        atomic.put_u64(self._shadow, 8 * head, 1 + chain.writable_bytes)
+        self._shadow[head] = 1 + chain.writable_bytes
         return chain
 
     def go_to_previous_position(self) -> None:
@@ -164,10 +170,10 @@ class DeviceQueue(Half):
         """
         position = (self.next_avail - 1) & 0xFFFF
         if self.strict:
-            head = atomic.get_u16(self._taken, 2 * (position & self._mask))
-            if atomic.get_u64(self._shadow, 8 * head) == 0:
+            head = self._taken[position & self._mask]
+            if self._shadow[head] == 0:
                 raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
-            atomic.put_u64(self._shadow, 8 * head, 0)
+            self._shadow[head] = 0
         self.next_avail = position
 
     def seek(self, next_avail: int, next_used: int) -> None:
@@ -190,24 +196,37 @@ class DeviceQueue(Half):
         strict policy also for more bytes than the chain can hold, UsedIdNotInFlight for a head that was not taken, and
         QueueBroken.
         """
+        self.put_used(head, written)
+        self.publish_used()
+
+    def put_used(self, head: int, written: int) -> None:
+        """As `add_used`, but the driver does not see it before `publish_used()`: for batches."""
         if head < 0 or head >= self.size:
             raise InvalidDescriptorIndex(f"{self.name}: head {head} of {self.size}", index=head, limit=self.size)
         if written >> 32:
             raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
         if self.strict:
             self._check_used(head, written)
+        self._return(head, written)
+
+    def _return(self, head: int, written: int) -> None:
+        """Write the used element of a chain that was taken."""
+        self._shadow[head] = 0
+        used = self._used
         offset = _RING + 8 * (self.next_used & self._mask)
-        atomic.put_u32(self._used, offset, head)
-        atomic.put_u32(self._used, offset + 4, written)
+        atomic.put_u32(used, offset, head)
+        atomic.put_u32(used, offset + 4, written)
         self.next_used = (self.next_used + 1) & 0xFFFF
         self._num_added += 1
-        # The element must be visible before the idx that covers it [2.7.8.2].
+
+    def publish_used(self) -> None:
+        """Show the driver every chain returned so far, the elements before the idx that covers them [2.7.8.2]."""
         atomic.store_u16(self._used, _IDX, self.next_used)
 
     def _check_used(self, head: int, written: int) -> None:
         if self.broken is not None:
             self._refuse()
-        capacity = atomic.get_u64(self._shadow, 8 * head)
+        capacity = self._shadow[head]
         if capacity == 0:
             raise UsedIdNotInFlight(f"{self.name}: head {head} was not taken, or was already returned", index=head)
         if written > capacity - 1:
@@ -216,7 +235,6 @@ class DeviceQueue(Half):
                 index=head,
                 limit=capacity - 1,
             )
-        atomic.put_u64(self._shadow, 8 * head, 0)
 
     # -- notifications -------------------------------------------------------------------------------------------------
 
@@ -225,7 +243,7 @@ class DeviceQueue(Half):
         added = self._num_added
         atomic.fence()  # used.idx must be visible before the driver's wish is read
         if self.event_idx:
-            event = atomic.load_u16(self._avail, ring_layout.used_event_offset(self.size))
+            event = atomic.load_u16(self._avail, self._used_event)
             self._num_added = 0
             if added > 0xFFFF and self.strict:
                 return True  # the position ran a full circle past the event
@@ -233,14 +251,14 @@ class DeviceQueue(Half):
         if not self.strict:
             return True  # the seed does not look at the flag
         self._num_added = 0
-        return added > 0 and not atomic.load_u16(self._avail, _FLAGS) & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+        return added > 0 and not atomic.load_u16(self._avail, _FLAGS) & _NO_INTERRUPT
 
     def enable_notification(self) -> bool:
         """Ask to be kicked for the next chain, then look again: True if chains are waiting already, so do not sleep."""
         if self.broken is not None:
             self._refuse()
         if self.event_idx:
-            atomic.store_u16(self._used, ring_layout.avail_event_offset(self.size), self.next_avail)
+            atomic.store_u16(self._used, self._avail_event, self.next_avail)
         else:
             atomic.store_u16(self._used, _FLAGS, 0)
         atomic.fence()  # the wish must be visible before avail.idx is read

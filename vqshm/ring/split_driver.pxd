@@ -6,16 +6,24 @@ cimport vqshm.memory.atomic as atomic
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
-cdef int _FLAGS, _IDX, _RING, _NEXT, _WRITE, _INDIRECT
+cdef int _FLAGS, _IDX, _RING, _NO_NOTIFY, _NEXT, _WRITE, _INDIRECT
 
 
 cdef class DriverQueue(Half):
     cdef readonly int num_free, in_flight, last_used
+    cdef readonly long long written
     cdef int _avail_idx, _published, _used_seen, _entries, _free
     cdef long long _num_published
     cdef unsigned long long _low, _high, _table_base
-    cdef atomic.Region _tables, _capacity, _parts, _last, _link
+    cdef atomic.Region _tables
+    cdef unsigned long long[::1] _capacity
+    cdef unsigned short[::1] _parts, _last, _link
 
+    @cython.final
+    @cython.locals(head=int)
+    cdef int add_one(self, unsigned long long addr, unsigned long long length, int flags) except -1
+    @cython.final
+    cdef inline int _offer(self, int head, int last, int needed, unsigned long long capacity) except -1
     @cython.locals(needed=int)
     cpdef int room_for(self, Py_ssize_t count) except -1
     cdef bint _in_table(self, Py_ssize_t count) except -1
@@ -29,12 +37,19 @@ cdef class DriverQueue(Half):
     cdef int _fill_table(self, int head, object readable, object writable) except -1
     @cython.locals(seen=int, count=int)
     cpdef int used(self) except -1
-    @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long")
+    @cython.locals(head=int)
     cpdef object reap(self)
-    cdef int _release(self, int head) except -1
+    @cython.final
+    @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long", used=atomic.Region)
+    cdef int reap_head(self) except -2
+    @cython.final
+    cdef inline int _release(self, int head) except -1
     @cython.locals(added="long long", event=int)
     cpdef bint needs_kick(self) except -1
+    @cython.final
+    @cython.locals(old=int, new=int)
+    cdef bint publish_and_ask(self) except -1
 
 
-cdef int _put_descriptor(atomic.Region table, Py_ssize_t index, unsigned long long addr, unsigned long long length,
+cdef inline int _put_descriptor(atomic.Region table, Py_ssize_t index, unsigned long long addr, unsigned long long length,
                          unsigned long long flags, unsigned long long following) except -1

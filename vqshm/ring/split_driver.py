@@ -1,3 +1,4 @@
+# cython: nonecheck=False, initializedcheck=False
 """The driver half of a split virtqueue: makes chains available, reaps them used, keeps the free list [2.7.13, 2.7.14].
 
 The way of a chain: `add` (write descriptors, then the ring, then avail.idx) → `needs_kick` → served by the device →
@@ -6,6 +7,7 @@ The way of a chain: `add` (write descriptors, then the ring, then avail.idx) →
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,18 +23,19 @@ from vqshm.errors import (
     UsedIdNotInFlight,
 )
 from vqshm.memory import atomic
-from vqshm.memory.atomic import Region
 from vqshm.ring import layout as ring_layout
 from vqshm.ring.split import Half
 from vqshm.ring.suppress import need_event
 
 if TYPE_CHECKING:
+    from vqshm.memory.atomic import Region
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.ring.layout import SplitLayout
 
 _FLAGS = ring_layout.FLAGS
 _IDX = ring_layout.IDX
 _RING = ring_layout.RING
+_NO_NOTIFY = spec.VIRTQ_USED_F_NO_NOTIFY
 _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
@@ -67,6 +70,7 @@ class DriverQueue(Half):
         "in_flight",
         "last_used",
         "num_free",
+        "written",
     )
 
     def __init__(
@@ -84,6 +88,7 @@ class DriverQueue(Half):
         self._num_published = 0  # chains published since needs_kick was last asked
         self.last_used = 0  # position of the next used element to reap, u16
         self._used_seen = 0  # used.idx when last looked at
+        self.written = 0  # bytes, of the chain reaped last
         self._low = self._high = 0  # bounds of the guest region last seen
         self._tables: Region | None = None
         self._table_base = self._entries = 0
@@ -93,16 +98,16 @@ class DriverQueue(Half):
             memory.check(self._table_base, count)
             self._tables = memory.window(self._table_base, count, 8)
         # The shadow: what this half must know about its own descriptors, where the device cannot write [rule 1].
-        self._capacity = Region(bytearray(8 * self.size))  # per head: 1 + writable bytes while in flight, else 0
-        self._parts = Region(bytearray(2 * self.size))  # per head: its entries in the descriptor table
-        self._last = Region(bytearray(2 * self.size))  # per head: the last of them
-        self._link = Region(bytearray(2 * self.size))  # per descriptor: the next of its chain, or the next free one
+        self._capacity = array("Q", bytes(8 * self.size))  # per head: 1 + writable bytes while in flight, else 0
+        self._parts = array("H", bytes(2 * self.size))  # per head: its entries in the descriptor table
+        self._last = array("H", bytes(2 * self.size))  # per head: the last of them
+        self._link = array("H", bytes(2 * self.size))  # per descriptor: the next of its chain, or the next free one
         self._forget()
 
     def _forget(self) -> None:
         for i in range(self.size):
-            atomic.put_u64(self._capacity, 8 * i, 0)
-            atomic.put_u16(self._link, 2 * i, (i + 1) & self._mask)
+            self._capacity[i] = 0
+            self._link[i] = (i + 1) & self._mask
         self._free = 0
         self.num_free = self.size
         self.in_flight = 0  # chains
@@ -138,17 +143,28 @@ class DriverQueue(Half):
             last = head
         else:
             last = self._fill_chain(readable, writable)
-        self._free = atomic.get_u16(self._link, 2 * last)
-        self.num_free -= needed
-        self.in_flight += 1
-        atomic.put_u64(self._capacity, 8 * head, 1 + capacity)
-        atomic.put_u16(self._parts, 2 * head, needed)
-        atomic.put_u16(self._last, 2 * head, last)
-        atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)
-        self._avail_idx = (self._avail_idx + 1) & 0xFFFF
+        self._offer(head, last, needed, capacity)
         if publish:
             self.publish()
         return head
+
+    def add_one(self, addr: int, length: int, flags: int) -> int:
+        """Offer one buffer, which the caller knows to lie in memory, while a descriptor is free. Not published."""
+        head = self._free
+        _put_descriptor(self._desc, head, addr, length, flags, 0)
+        self._offer(head, head, 1, length if flags else 0)
+        return head
+
+    def _offer(self, head: int, last: int, needed: int, capacity: int) -> None:
+        """Note a chain in the shadow, and put its head into the ring."""
+        self._free = self._link[last]
+        self.num_free -= needed
+        self.in_flight += 1
+        self._capacity[head] = 1 + capacity
+        self._parts[head] = needed
+        self._last[head] = last
+        atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)
+        self._avail_idx = (self._avail_idx + 1) & 0xFFFF
 
     def room_for(self, count: int) -> int:
         """Descriptors that a chain of `count` buffers takes now. Raises QueueFull, InvalidChain."""
@@ -198,7 +214,7 @@ class DriverQueue(Half):
             for addr, length in buffers:
                 last = index
                 remaining -= 1
-                index = atomic.get_u16(self._link, 2 * last)
+                index = self._link[last]
                 _put_descriptor(self._desc, last, addr, length, flags | (_NEXT if remaining else 0), index)
             flags = _WRITE
         return last
@@ -246,16 +262,22 @@ class DriverQueue(Half):
         Raises InvalidUsedRingIndex, InvalidUsedId, UsedIdNotInFlight, InvalidUsedLength (all PeerViolation),
         QueueBroken.
         """
+        head = self.reap_head()
+        return None if head < 0 else (head, self.written)
+
+    def reap_head(self) -> int:
+        """As `reap`: the token, with the bytes written in `written`; -1 if there is none."""
         if self.broken is not None:
             self._refuse()
         if self.last_used == self._used_seen and self.used() == 0:
-            return None
+            return -1
         offset = _RING + 8 * (self.last_used & self._mask)
-        head = atomic.get_u32(self._used, offset)
-        written = atomic.get_u32(self._used, offset + 4)
+        used = self._used
+        head = atomic.get_u32(used, offset)
+        written = atomic.get_u32(used, offset + 4)
         if head >= self.size:
             raise self._violation(InvalidUsedId(f"used id {head} of {self.size}", index=head, limit=self.size))
-        capacity = atomic.get_u64(self._capacity, 8 * head)
+        capacity = self._capacity[head]
         if capacity == 0:
             raise self._violation(UsedIdNotInFlight(f"used id {head} is not in flight", index=head))
         if written > capacity - 1:
@@ -268,14 +290,15 @@ class DriverQueue(Half):
             )
         self._release(head)
         self.last_used = (self.last_used + 1) & 0xFFFF
-        return head, written
+        self.written = written
+        return head
 
     def _release(self, head: int) -> None:
         """Put the descriptors of a chain in front of the free list."""
-        atomic.put_u64(self._capacity, 8 * head, 0)
-        atomic.put_u16(self._link, 2 * atomic.get_u16(self._last, 2 * head), self._free)
+        self._capacity[head] = 0
+        self._link[self._last[head]] = self._free
         self._free = head
-        self.num_free += atomic.get_u16(self._parts, 2 * head)
+        self.num_free += self._parts[head]
         self.in_flight -= 1
 
     def detach_unused(self) -> list[int]:
@@ -283,7 +306,7 @@ class DriverQueue(Half):
 
         Only when the device cannot touch them any more: after a reset.
         """
-        tokens = [i for i in range(self.size) if atomic.get_u64(self._capacity, 8 * i)]
+        tokens = [i for i in range(self.size) if self._capacity[i]]
         self._forget()
         return tokens
 
@@ -295,11 +318,22 @@ class DriverQueue(Half):
         self._num_published = 0
         atomic.fence()  # avail.idx must be visible before the device's wish is read
         if self.event_idx:
-            event = atomic.load_u16(self._used, ring_layout.avail_event_offset(self.size))
+            event = atomic.load_u16(self._used, self._avail_event)
             if added > 0xFFFF:
                 return True  # the position ran a full circle past the event
             return need_event(event, self._published, (self._published - added) & 0xFFFF)
-        return added > 0 and not atomic.load_u16(self._used, _FLAGS) & spec.VIRTQ_USED_F_NO_NOTIFY
+        return added > 0 and not atomic.load_u16(self._used, _FLAGS) & _NO_NOTIFY
+
+    def publish_and_ask(self) -> bool:
+        """`publish`, and whether the device must be kicked for it: the two at once, as a message needs them."""
+        old, new = self._published, self._avail_idx
+        if not self.event_idx or self._num_published:
+            self.publish()
+            return self.needs_kick()
+        self._published = new
+        atomic.store_u16(self._avail, _IDX, new)
+        atomic.fence()  # avail.idx must be visible before the device's wish is read
+        return need_event(atomic.load_u16(self._used, self._avail_event), new, old)
 
     def enable_notification(self, after: int = 1) -> bool:
         """Ask to be called when `after` more chains were used, then look again: True if so many already are.
@@ -309,7 +343,7 @@ class DriverQueue(Half):
         after = max(1, min(after, self.in_flight)) if self.event_idx else 1
         if self.event_idx:
             position = (self.last_used + after - 1) & 0xFFFF
-            atomic.store_u16(self._avail, ring_layout.used_event_offset(self.size), position)
+            atomic.store_u16(self._avail, self._used_event, position)
         else:
             atomic.store_u16(self._avail, _FLAGS, 0)
         atomic.fence()  # the wish must be visible before used.idx is read
