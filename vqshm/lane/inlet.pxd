@@ -1,0 +1,67 @@
+# C layout of the inlet; the code is inlet.py.
+
+import cython
+
+cimport vqshm.memory.atomic as atomic
+from vqshm.memory.lent cimport Lent, new_lent
+from vqshm.notify.spin cimport Pace
+from vqshm.ring.chain cimport DescriptorChain
+from vqshm.ring.split_device cimport DeviceQueue
+
+cdef int _IDX, _SHOW_EVERY, _HELD_MESSAGES, _HELD_BYTES
+cdef unsigned long long _LENGTH
+
+
+@cython.final
+cdef class Inlet(DeviceQueue):
+    cdef readonly object bell
+    cdef public object keeper
+    cdef readonly Pace pace
+    cdef public bint ready
+    cdef readonly int epoch, lent
+    cdef public long long messages, bytes_in, calls, calls_suppressed, waits
+    cdef long long _shown
+    cdef unsigned long long _low, _high
+    cdef atomic.Region _window
+    cdef int _held, _most_held
+    cdef long long _held_bytes, _most_held_bytes
+    cdef bint _waiting
+    cdef list _orphans
+    cdef object _layout
+
+    cpdef bytes recv(self, object timeout=*)
+    @cython.locals(count=int, messages=list)
+    cpdef list recv_many(self, Py_ssize_t limit, object timeout=*)
+    @cython.locals(loan=Loan, head=int, desc=atomic.Region, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
+    cpdef Loan recv_view(self, object timeout=*)
+
+    @cython.locals(head=int, desc=atomic.Region, addr="unsigned long long", rest="unsigned long long", length="unsigned long long", data=bytes)
+    cdef inline bytes _receive(self)
+    cdef bytes _receive_chain(self, int head)
+    cdef inline bint _inside(self, unsigned long long addr, unsigned long long length) except -1
+    cdef bint _find(self, unsigned long long addr, unsigned long long length) except -1
+    cdef Lent _lend_chain(self, DescriptorChain chain)
+    cdef inline int _give_back(self, int head, Py_ssize_t written, long long length) except -1
+    cpdef tell(self)
+    cdef _ring(self)
+    cpdef collect(self)
+    cdef _write_reply(self, DescriptorChain chain, object data, Py_ssize_t count)
+    cdef inline int _await_message(self, object timeout) except -1
+    cdef _wait(self, object timeout)
+    cdef _wait_long(self, object timeout)
+
+
+@cython.final
+cdef class Loan:
+    cdef Inlet _inlet
+    cdef int _head, _epoch
+    cdef Py_ssize_t _count, _written
+    cdef DescriptorChain _chain
+    cdef Lent _lent
+    cdef object _view
+
+    @cython.locals(inlet=Inlet, count=Py_ssize_t)
+    cpdef reply(self, object data)
+    @cython.locals(inlet=Inlet)
+    cpdef release(self)
+    cdef bint _valid(self) except -1

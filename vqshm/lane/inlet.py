@@ -1,0 +1,470 @@
+# cython: nonecheck=False, initializedcheck=False
+"""Inlet: the end of a lane where messages come out: a device half whose chains are messages [2.7.8, 2.7.13].
+
+The way of a message: a head from the available ring → its descriptor, fetched once and checked → the bytes are copied
+(or lent in place, `recv_view`) → the head goes into the used ring → now and then the driver is shown how far that ring
+has come, and called if it wants to be.
+
+"Now and then": whenever 16 messages or 16 KiB (an eighth of a small arena, a quarter of a small
+queue) were given back, and always before this side waits. Each time costs a
+full fence, and the line of used.idx travels to the other processor and back; so doing it seldom halves the cost of a
+small message.
+
+A message of one device-readable descriptor takes the fast path. Any other chain that the specification allows (from a
+driver of somebody else, or a call, whose answer needs room) is fetched and checked as a `DescriptorChain`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from vqshm.errors import EndOfMessages, InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
+from vqshm.lane.alone import ALONE
+from vqshm.memory import atomic
+from vqshm.memory.lent import Lent, new_lent
+from vqshm.notify.spin import Pace
+from vqshm.notify.wait import Deadline
+from vqshm.ring import layout as ring_layout
+from vqshm.ring.split_device import DeviceQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.notify import Notifier
+    from vqshm.ring.chain import DescriptorChain
+    from vqshm.ring.layout import SplitLayout
+
+_IDX = ring_layout.IDX
+_LENGTH = 0xFFFFFFFF  # the length in the second half of a descriptor
+_SHOW_EVERY = 4096  # messages
+_HELD_MESSAGES = 16  # given back without telling the driver, at most
+_HELD_BYTES = 1 << 14  # likewise
+
+
+class InletKeeper(Protocol):
+    """Who knows the process on the other side."""
+
+    def sleep(self, deadline: Deadline) -> bool:
+        """Sleep until there is a message, or news that `get_ready` then tells; False at the deadline."""
+
+    def get_ready(self, deadline: Deadline) -> None:
+        """Return when messages can come. Raises EndOfMessages, InvalidState, QueueBroken, DeadlineExceeded."""
+
+    def broke(self, error: VqshmError) -> None:
+        """The driver broke a rule, and the lane is out of use: tell whom it concerns."""
+
+    def show_counts(self) -> None:
+        """Show the counters to whoever watches."""
+
+    def stalled(self) -> str:
+        """Who is waited for: for the message of a deadline."""
+
+
+class Inlet(DeviceQueue):
+    """The device's end of a lane: `bell` calls the driver; `area_bytes` is the size of the driver's arena.
+
+    For one thread at a time: who comes while another one waits gets InvalidState.
+    """
+
+    __slots__ = (
+        "_held",
+        "_held_bytes",
+        "_high",
+        "_layout",
+        "_low",
+        "_most_held",
+        "_most_held_bytes",
+        "_orphans",
+        "_shown",
+        "_waiting",
+        "_window",
+        "bell",
+        "bytes_in",
+        "calls",
+        "calls_suppressed",
+        "epoch",
+        "keeper",
+        "lent",
+        "messages",
+        "pace",
+        "ready",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        memory: Memory,
+        layout: SplitLayout,
+        bell: Notifier,
+        keeper: InletKeeper = ALONE,
+        *,
+        event_idx: bool = True,
+        indirect: bool = True,
+        area_bytes: int = _HELD_BYTES << 3,
+        name: str = "lane",
+    ) -> None:
+        super().__init__(memory, layout, event_idx=event_idx, indirect=indirect, name=name)
+        self._most_held_bytes = min(_HELD_BYTES, area_bytes >> 3)
+        self._layout = layout
+        self._low = self._high = 0  # bounds of the guest region last seen, and the window over it
+        self._window = atomic.Region(b"")
+        self._most_held = max(1, min(_HELD_MESSAGES, layout.size >> 2))
+        self._waiting = False  # somebody does
+        self._held = self._held_bytes = 0  # given back since the driver was last told
+        self._orphans: list[tuple[int, int, int, Lent]] = []  # lent, and nobody will give them back: see `Loan`
+        self.lent = 0  # messages that are lent out
+        self.epoch = 0  # restarts so far
+        self.bell = bell
+        self.keeper = keeper
+        self.pace = Pace()
+        self.ready = True  # whether messages can come; if not, `get_ready` says why
+        self.messages = self.bytes_in = self.calls = self.calls_suppressed = self.waits = 0
+        self._shown = 0  # messages when the counters were shown
+
+    def restart(self, event_idx: bool, indirect: bool) -> None:
+        """Begin anew with a driver that has zeroed the rings, and these features."""
+        self.indirect = indirect
+        self.next_avail = self.next_used = self._num_added = 0
+        self.bind(self.memory, self._layout, event_idx)
+        self._held = self._held_bytes = self.lent = 0
+        self._orphans.clear()
+        self.epoch += 1
+        self.broken = None
+        self.ready = True
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    def recv(self, timeout: float | None = None) -> bytes:
+        """The next message. Waits for it at most `timeout` seconds (None: for ever).
+
+        Raises NoMessage (a QueueEmpty and a TimeoutError), EndOfMessages once the sender has left and everything was
+        received, the PeerViolation of a driver that breaks a rule, QueueBroken, InvalidState, ValueError.
+        """
+        self._await_message(timeout)
+        return self._receive()
+
+    def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
+        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`."""
+        if limit < 1:
+            raise ValueError(f"cannot receive {limit} messages: at least 1")
+        self._await_message(timeout)
+        count = (self._avail_seen - self.next_avail) & 0xFFFF
+        if count < limit:
+            count = self._look()
+        count = min(count, limit)
+        messages: list[bytes] = []
+        try:
+            while count > 0 and self.next_avail != self._avail_seen:
+                messages.append(self._receive())
+                count -= 1
+        except PeerViolation:
+            if not messages:  # else those that were good come first; the next call says that the lane is broken
+                raise
+        return messages
+
+    def recv_view(self, timeout: float | None = None) -> Loan:
+        """The next message in place, until it is given back: `with inlet.recv_view() as view: …`. Raises as `recv`.
+
+        A message that lies in several buffers is copied into one. Its sender may still change what is looked at.
+        """
+        self._await_message(timeout)
+        head = self._take()
+        loan = Loan.__new__(Loan)
+        loan._inlet = None
+        loan._head = head
+        loan._epoch = self.epoch
+        loan._chain = None
+        loan._view = None
+        loan._written = 0
+        desc = self._desc
+        addr = atomic.get_u64(desc, 16 * head)
+        rest = atomic.get_u64(desc, 16 * head + 8)
+        length = rest & _LENGTH
+        if (rest >> 32) & 7 == 0 and self._inside(addr, length):
+            loan._lent = new_lent(self._window, addr - self._low, length, readonly=True)
+        else:
+            loan._chain = self.chain(head)
+            length = loan._chain.readable_bytes
+            loan._lent = self._lend_chain(loan._chain)
+        loan._count = length
+        loan._inlet = self
+        self.messages += 1
+        self.bytes_in += length
+        self.lent += 1
+        return loan
+
+    def serve(self, answer: Callable[[memoryview], Any]) -> None:
+        """Answer each call with what `answer` makes of its message, until the sender has left. Raises as `recv`.
+
+        What is no call is handed to `answer`, too; its answer then must be empty or None.
+        """
+        while True:
+            try:
+                loan = self.recv_view()
+            except EndOfMessages:
+                return
+            with loan as view:
+                reply = answer(view)
+                if reply is not None:
+                    loan.reply(reply)
+                reply = None  # perhaps a part of the view, which then must be gone
+
+    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]  # a lane yields messages, not chains
+        """Messages as they come, until the sender has left."""
+        while True:
+            try:
+                message = self.recv()
+            except EndOfMessages:
+                return
+            yield message
+
+    # -- the steps of receiving ----------------------------------------------------------------------------------------
+
+    def _receive(self) -> bytes:
+        """Take a message, which is there, as bytes, and give it back."""
+        head = self._take()
+        desc = self._desc
+        addr = atomic.get_u64(desc, 16 * head)
+        rest = atomic.get_u64(desc, 16 * head + 8)
+        length = rest & _LENGTH
+        if (rest >> 32) & 7 == 0 and self._inside(addr, length):
+            data = atomic.copy(self._window, addr - self._low, length)
+        else:
+            return self._receive_chain(head)
+        self.messages += 1
+        self.bytes_in += length
+        self._give_back(head, 0, length)
+        return data
+
+    def _receive_chain(self, head: int) -> bytes:
+        """As `_receive`, for any chain: it is fetched again, all of it, and nothing of the first look is kept."""
+        chain = self.chain(head)
+        data = chain.reader().read()
+        self.messages += 1
+        self.bytes_in += len(data)
+        self._give_back(head, 0, len(data))
+        if chain.writable_bytes > 1:
+            self.tell()  # somebody waits for this one, if only for an empty answer
+        return data
+
+    def _inside(self, addr: int, length: int) -> bool:
+        """Whether a buffer lies in one region of guest memory; `_window` and `_low` are that region's then."""
+        if self._low <= addr < self._high and length <= self._high - addr:
+            return True
+        return self._find(addr, length)
+
+    def _find(self, addr: int, length: int) -> bool:
+        region = self.memory.find_region(addr)
+        if region is None or length > region.end - addr:
+            return False
+        self._low = region.start
+        self._high = region.end
+        self._window = region.window
+        return True
+
+    def _lend_chain(self, chain: DescriptorChain) -> Lent:
+        """The message of a chain: in place if it is one piece, else a copy."""
+        pieces = [d for d in chain.readable() if d.len]
+        if len(pieces) == 1 and self._inside(pieces[0].addr, pieces[0].len):
+            return new_lent(self._window, pieces[0].addr - self._low, pieces[0].len, readonly=True)
+        copy = bytearray(chain.reader().read())
+        return new_lent(atomic.Region(copy), 0, len(copy), readonly=True)
+
+    def _give_back(self, head: int, written: int, length: int) -> None:
+        """Return a chain; the driver is shown it soon."""
+        self._return(head, written)
+        self._held += 1
+        self._held_bytes += length
+        if self._held >= self._most_held or self._held_bytes >= self._most_held_bytes:
+            self.tell()
+
+    def tell(self) -> None:
+        """Show the driver everything that was given back, and call it if it waits for that."""
+        if self._orphans:
+            self.collect()
+        if self._held == 0 or not self.ready:
+            return
+        self._held = self._held_bytes = 0
+        self.publish_used()
+        if self.needs_notification():
+            self.calls += 1
+            self._ring()
+        else:
+            self.calls_suppressed += 1
+        if self.messages - self._shown >= _SHOW_EVERY:
+            self._shown = self.messages
+            self.keeper.show_counts()
+
+    def _ring(self) -> None:
+        """Call the driver, whatever interrupts us: it sleeps, and nobody would wake it later for what was shown now."""
+        try:
+            self.bell.signal()
+        except BaseException:
+            self.bell.signal()
+            raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the end of a lane cannot be copied")
+
+    def _violation(self, error: RuleError) -> VqshmError:
+        violation = super()._violation(error)
+        self.ready = False
+        self.keeper.broke(violation)
+        return violation
+
+    def collect(self) -> None:
+        """Give back the messages that nobody looks at any more, though nobody said so."""
+        for orphan in self._orphans[:]:
+            epoch, head, written, lent = orphan
+            if not lent.in_use:
+                self._orphans.remove(orphan)
+                lent.close()
+                if epoch == self.epoch:
+                    self.lent -= 1
+                    if self.ready:
+                        self._return(head, written)
+                        self._held += 1
+
+    def _write_reply(self, chain: DescriptorChain, data: Any, count: int) -> None:
+        """Store the reply in the device-writable part of a chain, which has room for it."""
+        pieces = [d for d in chain.writable() if d.len]
+        if len(pieces) == 1 and self._inside(pieces[0].addr, pieces[0].len):
+            atomic.fill(self._window, pieces[0].addr - self._low, data, count)
+        else:
+            chain.writer().write_all(data)
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def _await_message(self, timeout: float | None) -> None:
+        """Return when there is a message. Raises as `recv`."""
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
+        if not self.ready or self._waiting or (self.next_avail == self._avail_seen and self._look() == 0):
+            self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> None:
+        """As `_await_message`, when there was none at first sight."""
+        if self._waiting:
+            raise InvalidState(f"{self.name}: another thread waits for a message here")
+        self._waiting = True
+        try:
+            self._wait_long(timeout)
+        finally:
+            self._waiting = False
+
+    def _wait_long(self, timeout: float | None) -> None:
+        if self.ready and (timeout is None or timeout > 0):
+            self.tell()
+            if self.pace.look(self._avail, _IDX, self.next_avail) and self._look() > 0:
+                return
+        deadline = Deadline(timeout)
+        while True:
+            if not self.ready:
+                self.keeper.get_ready(deadline)
+            if self._look() > 0:
+                return
+            self.tell()
+            if not self.keeper.sleep(deadline):
+                raise NoMessage(f"{self.name}: no message came in time; {self.keeper.stalled()}")
+
+
+class Loan:
+    """A message that is looked at in place. A context manager; see `Inlet.recv_view`."""
+
+    __slots__ = ("_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_view", "_written")
+
+    _inlet: Inlet | None
+    _head: int
+    _count: int
+    _epoch: int
+    _chain: DescriptorChain | None
+    _written: int
+    _lent: Lent
+    _view: memoryview | None
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, read-only. Raises InvalidState once the message was given back."""
+        if self._inlet is None or self._inlet.epoch != self._epoch:
+            raise InvalidState("this message was given back, or its sender has left")
+        if self._view is None:
+            self._view = self._lent.view()
+        return self._view
+
+    @property
+    def room(self) -> int:
+        """Bytes that a reply may have; 0 if nobody waits for one.
+
+        An empty message that is no call has room for 1, which nobody reads.
+        """
+        return 0 if self._chain is None else int(self._chain.writable_bytes)
+
+    def reply(self, data: Any) -> None:
+        """Answer a call; the answer is sent when the message is given back. Raises InvalidState, MessageTooLarge."""
+        inlet = self._inlet
+        if inlet is None or not self._valid():
+            raise InvalidState("this message was given back")
+        count = atomic.count_of(data)
+        if count > self.room:
+            raise MessageTooLarge(
+                f"{inlet.name}: a reply of {count} bytes; the call has room for {self.room}",
+                count=count,
+                limit=self.room,
+            )
+        if count > 0:
+            assert self._chain is not None  # noqa: S101 - there is room only in a chain
+            inlet._write_reply(self._chain, data, count)
+        self._written = count
+
+    def release(self) -> None:
+        """Give the message back, with the reply if there is one. May be called twice.
+
+        Raises InvalidState while something made from the view still exists; once that is gone the message goes back by
+        itself, or at the next `release`.
+        """
+        inlet = self._inlet
+        if inlet is None:
+            return
+        if self._view is not None:
+            try:
+                self._view.release()
+            except BufferError as error:
+                raise InvalidState(f"something made from the view of this message still exists: {error}") from None
+            if self._lent.exports:
+                raise InvalidState("a part of the view of this message still exists: delete or release it")
+        self._inlet = None
+        self._lent.close()
+        if inlet.epoch == self._epoch:
+            inlet.lent -= 1
+            if inlet.ready:
+                inlet._give_back(self._head, self._written, self._count)
+                if self._chain is not None:  # somebody waits for this one
+                    inlet.tell()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a message that is lent cannot be copied")
+
+    def _valid(self) -> bool:
+        return self._inlet is not None and self._inlet.ready and self._inlet.epoch == self._epoch
+
+    def __enter__(self) -> memoryview:
+        return self.view
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.release()
+        else:
+            with contextlib.suppress(VqshmError):  # the block's own exception matters more
+                self.release()
+
+    def __del__(self) -> None:
+        inlet = self._inlet
+        if inlet is not None:
+            self._inlet = None
+            self._view = None
+            inlet._orphans.append((self._epoch, self._head, self._written, self._lent))
