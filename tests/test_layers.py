@@ -19,10 +19,10 @@ ROWS = (
     ("errors", "spec", "core", "_build_info"),
     ("memory",),
     ("ring",),
-    ("notify", "transport"),
+    ("notify", "transport", "lane"),
     ("host",),
-    ("devices", "pipeline", "bridge"),
-    ("trace", "view", "demo", "testing"),
+    ("devices", "message", "pipeline", "bridge"),
+    ("trace", "view", "demo", "bench", "testing"),
     ("cli",),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -4,6 +4,7 @@
     memory, ring                 guest memory, descriptor chains, both halves of a queue: no operating system
     notify, transport            wake-ups; device status, features, configuration, manifest, control channel
     host                         Coordinator, Driver, Device: real processes
+    lane, message                Sender, Receiver: messages over a queue, as fast as they go
     devices, demo, view, cli     what stands on top
 
 Names below are imported on first use, so that `import vqshm` costs next to nothing.
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from vqshm.host import Handle as Handle
     from vqshm.host import launch as launch
     from vqshm.memory import GuestMemory as GuestMemory
+    from vqshm.message import Fanin as Fanin
+    from vqshm.message import Fanout as Fanout
+    from vqshm.message import Receiver as Receiver
+    from vqshm.message import Sender as Sender
+    from vqshm.message import open_channel as open_channel
     from vqshm.ring import DescriptorChain as DescriptorChain
     from vqshm.ring import DeviceQueue as DeviceQueue
     from vqshm.ring import DriverQueue as DriverQueue
@@ -46,6 +52,8 @@ _HOME = {
     "DeviceSpec": "vqshm.transport",
     "Driver": "vqshm.host",
     "DriverQueue": "vqshm.ring",
+    "Fanin": "vqshm.message",
+    "Fanout": "vqshm.message",
     "GuestMemory": "vqshm.memory",
     "Handle": "vqshm.host",
     "Queue": "vqshm.ring",
@@ -53,8 +61,11 @@ _HOME = {
     "QueueSpec": "vqshm.transport",
     "QueueState": "vqshm.ring",
     "QueueSync": "vqshm.ring.sync",
+    "Receiver": "vqshm.message",
+    "Sender": "vqshm.message",
     "SplitLayout": "vqshm.ring",
     "launch": "vqshm.host",
+    "open_channel": "vqshm.message",
 }
 
 __all__ = ["__version__", "core", "errors", *_HOME]  # noqa: PLE0604 - the table above is the list

@@ -1,0 +1,55 @@
+"""Channels and pairs of ends for the tests of messages; actors as in the tests of the host layer; see there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+# importlib mode puts no folder of tests on sys.path, so that helpers are imported by their path.
+HARNESS = Path(__file__).parents[1] / "host" / "harness.py"
+
+if "vqshm_harness" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("vqshm_harness", HARNESS)
+    sys.modules["vqshm_harness"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["vqshm_harness"])
+
+from vqshm_harness import make_region, nursery, start  # noqa: E402 - fixtures
+
+from vqshm import DeviceSpec, QueueSpec, Receiver, Sender  # noqa: E402 - as above
+from vqshm.errors import InvalidState  # noqa: E402 - as above
+from vqshm.spec import VQSHM_ID_LANE  # noqa: E402 - as above
+
+__all__ = ["make_channel", "make_region", "nursery", "pair", "start"]
+
+
+@pytest.fixture
+def make_channel(make_region):
+    """Make a channel in a coordinator process of its own, as `open_channel` does; by default with one lane."""
+
+    def make(*lanes: str, size: int = 64, buffers: int = 1 << 18, notify: str = "eventfd", name: str | None = None):
+        queue = QueueSpec(size, buffers)
+        devices = [DeviceSpec(lane, VQSHM_ID_LANE, (queue,), config_bytes=0) for lane in lanes or ("lane",)]
+        return make_region(*devices, notify=notify, name=name)
+
+    return make
+
+
+@pytest.fixture
+def pair(make_channel):
+    """Make a channel whose two ends are both in this process: (sender, receiver)."""
+    ends: list[Sender | Receiver] = []
+
+    def make(*, event_idx: bool = True, **kinds):
+        name = make_channel(**kinds).name
+        ends.append(Receiver.attach(name))
+        ends.append(Sender.attach(name, event_idx=event_idx))
+        return ends[-1], ends[-2]
+
+    yield make
+    for end in reversed(ends):
+        with contextlib.suppress(InvalidState):
+            end.close()

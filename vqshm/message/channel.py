@@ -1,0 +1,84 @@
+"""Channel: a region made for messages. Each pair of a sender and a receiver has a lane of its own: a device, one queue.
+
+    with open_channel("jobs", senders=4, receivers=2):     # in a process of its own, for as long as the block lasts
+        …                                                  # 8 lanes: s0r0, s0r1, s1r0, … ; with one pair: lane
+
+So there is never a lock around a ring, and who dies takes nobody's lane with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from vqshm import spec
+from vqshm.errors import NotFound, RuleError
+from vqshm.host import launch, names
+from vqshm.host.launcher import START_TIMEOUT
+from vqshm.transport import DeviceSpec, QueueSpec
+from vqshm.transport.planning import MAX_DEVICES
+
+if TYPE_CHECKING:
+    from vqshm.host.launcher import Launched
+    from vqshm.notify.notifier import Kind
+    from vqshm.transport import DevicePlan
+
+ONLY_LANE: Final = "lane"
+_LANE: Final = re.compile(r"s(\d+)r(\d+)")
+
+
+def open_channel(
+    name: str,
+    *,
+    senders: int = 1,
+    receivers: int = 1,
+    size: int = 256,
+    buffer_bytes: int = 4 << 20,
+    notify: Kind = "eventfd",
+    timeout: float | None = START_TIMEOUT,
+) -> Launched:
+    """Make a channel, and return when it can be attached to. A context manager; leaving it removes the channel.
+
+    `size`: messages in flight per lane, a power of two. `buffer_bytes`: bytes in flight per lane; no message can be
+    larger. Raises ValueError for more than 64 lanes, and what `launch` raises.
+    """
+    if senders < 1 or receivers < 1 or senders * receivers > MAX_DEVICES:
+        raise ValueError(f"a channel has 1 to {MAX_DEVICES} lanes, not {senders} x {receivers}")
+    queue = QueueSpec(size, buffer_bytes)
+    return launch(
+        name,
+        [DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0) for lane in lane_names(senders, receivers)],
+        notify=notify,
+        timeout=timeout,
+    )
+
+
+def lane_names(senders: int, receivers: int) -> list[str]:
+    """The devices of a channel."""
+    if senders == receivers == 1:
+        return [ONLY_LANE]
+    return [f"s{sender}r{receiver}" for sender in range(senders) for receiver in range(receivers)]
+
+
+def lanes_of(region: str) -> list[list[str]]:
+    """The lanes of an existing channel: one list for each sender, in the order of the receivers.
+
+    Raises NotFound if there is no such region, or it is no channel.
+    """
+    fd, _, plan = names.open_plan(region)
+    os.close(fd)
+    table: dict[int, dict[int, str]] = {}
+    for device in plan.devices:
+        match = _LANE.fullmatch(device.name)
+        if device.device_id != spec.VQSHM_ID_LANE or (match is None and device.name != ONLY_LANE):
+            raise NotFound(f"region {region!r} is no channel: it has a device {device.name!r}", name=region)
+        sender, receiver = map(int, match.groups()) if match else (0, 0)
+        table.setdefault(sender, {})[receiver] = device.name
+    return [[row[receiver] for receiver in sorted(row)] for _, row in sorted(table.items())]
+
+
+def check_is_lane(region: str, device: DevicePlan) -> None:
+    """Raise RuleError for a device that is no lane."""
+    if device.device_id != spec.VQSHM_ID_LANE or len(device.queues) != 1:
+        raise RuleError(f"{region}/{device.name} is of device type {device.device_id:#x}, no lane")

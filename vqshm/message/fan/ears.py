@@ -1,0 +1,138 @@
+"""Ears: everything that can wake one who waits for several lanes: their doorbells, control connections and peers."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING, Any, Final
+
+from vqshm.errors import InvalidState
+from vqshm.notify import park_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vqshm.message.ends import End
+    from vqshm.notify import Notifier
+
+_LONGEST_SLEEP: Final = 3600.0  # seconds; epoll counts milliseconds in an int
+
+
+class Ears:
+    """Everything that can wake one who waits for some lanes."""
+
+    def __init__(self, ends: Iterable[End]) -> None:
+        self._ends = tuple(ends)
+        self._bells: list[Notifier] = [end._bell for end in self._ends]  # noqa: SLF001 - a lane of ours
+        self._peers: dict[int, _Peer] = {}  # per lane: whose end is watched
+        self._sources: dict[int, tuple[str, int]] = {}  # descriptor -> what it is, of which lane
+        self.given_out = False  # an event loop watches
+        self._epoll: select.epoll | None = None
+        if self._ends[0].notify == "eventfd":
+            self._epoll = select.epoll()
+            for number, end in enumerate(self._ends):
+                self._add(self._bells[number].fileno(), "bell", number)
+                self._add(end._endpoint.fileno(), "control", number)  # noqa: SLF001
+                self._follow(number)
+
+    def fileno(self) -> int:
+        """As `Fan.fileno`."""
+        if self._epoll is None:
+            raise InvalidState("this channel notifies by semaphores, which an event loop cannot watch")
+        if not self.given_out:
+            self.given_out = True
+            self._bells[0].signal()  # so that the first look finds out how things stand
+        return self._epoll.fileno()
+
+    def remember_work(self) -> None:
+        """There is work. An event loop shall see so until somebody asks in vain."""
+        if self.given_out:
+            self._bells[0].signal()
+
+    def listen(self, seconds: float | None) -> bool:
+        """Sleep at most so long until there is news, and take it in: whether there was any."""
+        for end in self._ends:
+            if end._endpoint._events:  # noqa: SLF001 - heard before, and could not be handled then
+                end._endpoint.hear()  # noqa: SLF001
+        if self._epoll is None:
+            return self._listen_in_slices(seconds)
+        heard = self._epoll.poll(_LONGEST_SLEEP if seconds is None else min(seconds, _LONGEST_SLEEP))
+        for fd, _ in heard:
+            what, number = self._sources.get(fd, ("", 0))
+            if what == "bell":
+                self._bells[number].clear()
+            elif what == "control":
+                self._hear(number)
+            elif what == "peer":
+                self._forget(number)  # it stays readable for ever
+        return bool(heard)
+
+    def _listen_in_slices(self, seconds: float | None) -> bool:
+        """As `listen`, with semaphores."""
+        watch = []
+        for end in self._ends:
+            endpoint = end._endpoint  # noqa: SLF001
+            if not endpoint.coordinator_gone:
+                watch.append(endpoint.fileno())
+            if endpoint.peer_fileno() >= 0 and not endpoint.peer_gone:
+                watch.append(endpoint.peer_fileno())
+        ready = park_on(self._bells, watch, seconds)
+        for end in self._ends:
+            end._endpoint.hear()  # noqa: SLF001
+        return bool(ready)
+
+    def _hear(self, number: int) -> None:
+        endpoint = self._ends[number]._endpoint  # noqa: SLF001
+        try:
+            endpoint.hear()
+        finally:
+            if endpoint.coordinator_gone:
+                self._remove(endpoint.fileno())
+            self._follow(number)
+
+    def _follow(self, number: int) -> None:
+        """Watch the process that is the peer of a lane now."""
+        watch = self._ends[number]._endpoint._watch  # noqa: SLF001
+        known = self._peers.get(number)
+        if known is not None and (known.watch is not watch or watch.fileno() < 0):
+            self._forget(number)
+        if watch is not None and watch.fileno() >= 0 and number not in self._peers:
+            # A duplicate: the endpoint closes its own whenever it likes, and a process that was forked meanwhile would
+            # keep it in the epoll for ever, where nobody could remove it any more.
+            fd = os.dup(watch.fileno())
+            self._peers[number] = _Peer(watch, fd)
+            self._add(fd, "peer", number)
+
+    def _forget(self, number: int) -> None:
+        fd = self._peers.pop(number).fd
+        self._remove(fd)
+        os.close(fd)
+
+    def _add(self, fd: int | None, what: str, number: int) -> None:
+        if fd is not None and self._epoll is not None:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._sources[fd] = what, number
+
+    def _remove(self, fd: int) -> None:
+        if self._sources.pop(fd, None) is not None and self._epoll is not None:
+            self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+        self._sources.clear()
+        for peer in self._peers.values():
+            os.close(peer.fd)
+        self._peers.clear()
+
+
+class _Peer:
+    """A process that is watched: by whom else, and by which descriptor of ours."""
+
+    __slots__ = ("fd", "watch")
+
+    def __init__(self, watch: Any, fd: int) -> None:
+        self.watch = watch
+        self.fd = fd

@@ -1,0 +1,287 @@
+"""Receiver: the process that receives messages over one lane; the device's side of a channel.
+
+    with Receiver.attach("frames") as receiver:
+        message = receiver.recv()                       # bytes
+        messages = receiver.recv_many(100)              # 1 to 100 of them
+        with receiver.recv_view() as view:              # in place: no copy at all
+            print(view[:10].tobytes())
+        for message in receiver:                        # until the sender leaves
+            ...
+        receiver.serve(answer)                          # answer(view) -> bytes, for each `call` of the sender
+
+`recv` and its kin are methods of a compiled `Inlet`, bound to the receiver when it is made, so that no call costs more
+than it must. What waits, and what knows of processes, is here.
+
+When a sender has left and everything it sent was received, EndOfMessages is raised once; the next call waits for the
+next sender.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from vqshm import spec
+from vqshm.errors import (
+    DeadlineExceeded,
+    EndOfMessages,
+    InvalidState,
+    NoMessage,
+    QueueBroken,
+    VqshmError,
+)
+from vqshm.host.device_role import DeviceRole
+from vqshm.lane.inlet import Inlet
+from vqshm.message.channel import check_is_lane
+from vqshm.message.ends import End
+from vqshm.message.words import GetWords
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vqshm.lane.inlet import Loan
+    from vqshm.notify import Deadline
+
+
+class Receiver(GetWords, End):
+    """The receiving end of a lane; see `attach`. For one thread at a time. A context manager."""
+
+    @classmethod
+    def attach(cls, region: str, device: str | None = None, *, timeout: float | None = 5.0) -> Self:
+        """Take the receiving end of a lane. The sender may come later: `recv` waits for it.
+
+        `device`: the lane's name; None if there is only one. Raises NotFound, RoleTaken, CoordinatorGone,
+        UntrustedPeer, DeadlineExceeded; RuleError for a device that is no lane.
+        """
+        device_role = LaneDevice.attach(region, device, timeout=timeout)
+        try:
+            return cls(device_role)
+        except BaseException:
+            device_role.close()
+            raise
+
+    def __init__(self, device: LaneDevice) -> None:
+        super().__init__(device, device.kicks[0])
+        self._device = device
+        self._inlet = device.inlet
+        self._inlet.keeper = self
+        self._ended = False  # EndOfMessages was raised, and the lane is not let go of yet
+        self.recv = self._inlet.recv  # type: ignore[method-assign]
+        self.recv_many = self._inlet.recv_many  # type: ignore[method-assign]
+        self.recv_view = self._inlet.recv_view  # type: ignore[method-assign]
+        self.serve = self._inlet.serve  # type: ignore[method-assign]
+
+    # -- receiving (what `help` shows; each receiver has the inlet's own in its place) ---------------------------------
+
+    def recv(self, timeout: float | None = None) -> bytes:
+        """The next message. Waits for it at most `timeout` seconds (None: for ever).
+
+        Raises NoMessage (a QueueEmpty and a TimeoutError), EndOfMessages once the sender has left and everything was
+        received, the PeerViolation of a sender that breaks a rule, QueueBroken, InvalidState, ValueError.
+        """
+        return self._inlet.recv(timeout)
+
+    def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
+        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`."""
+        return self._inlet.recv_many(limit, timeout)
+
+    def recv_view(self, timeout: float | None = None) -> Loan:
+        """The next message in place, until it is given back: `with receiver.recv_view() as view: …`. Raises as `recv`.
+
+        The room of younger messages waits for it, too: copy what you keep for long.
+        """
+        return self._inlet.recv_view(timeout)
+
+    def serve(self, answer: Callable[[memoryview], Any]) -> None:
+        """Answer each call with what `answer` makes of its message, until the sender has left. Raises as `recv`."""
+        self._inlet.serve(answer)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Messages as they come, until the sender has left."""
+        return iter(self._inlet)
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    def qsize(self) -> int:
+        """Messages that are there now."""
+        if not self._inlet.ready:
+            self._device.check_usable()
+            self._device.hear()  # perhaps of a sender
+        return self._inlet.available() if self._inlet.ready else 0
+
+    def empty(self) -> bool:
+        """Whether no message is there now."""
+        return not self.qsize()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was received so far, and what it took: messages, bytes, calls, calls_suppressed, waits."""
+        inlet = self._inlet
+        return {
+            "messages": inlet.messages,
+            "bytes": inlet.bytes_in,
+            "calls": inlet.calls,
+            "calls_suppressed": inlet.calls_suppressed,
+            "waits": inlet.waits,
+        }
+
+    # -- what the inlet asks for ---------------------------------------------------------------------------------------
+
+    def sleep(self, deadline: Deadline) -> bool:
+        """As `InletKeeper.sleep`."""
+        if deadline.expired and not self._may_glance():
+            return False
+        inlet, device = self._inlet, self._device
+        if self._epoll is not None:
+            self._clear_bell()
+        if not inlet.ready or inlet.available() or inlet.enable_notification():
+            return self._remember_work()
+        left = deadline.remaining()
+        if not device.leaving and not device.peer_gone:
+            start = time.monotonic_ns()
+            if left != 0:
+                self.show_counts()
+                inlet.waits += 1
+            device.park(device.kicks, left)
+            inlet.pace.slept(time.monotonic_ns() - start)
+        if self._epoll is None:
+            inlet.disable_notification()
+        gone = device.leaving or device.peer_gone  # asked before the ring: what it sent last must not be missed
+        if inlet.available():
+            return self._remember_work()
+        if gone:
+            inlet.ready = False  # everything was received: `get_ready` says so
+            return self._remember_work()
+        return not deadline.expired
+
+    def get_ready(self, deadline: Deadline) -> None:
+        """As `InletKeeper.get_ready`."""
+        inlet, device = self._inlet, self._device
+        device.check_usable()
+        inlet.collect()
+        if inlet.broken is not None:
+            device.hear()
+            if not (device.leaving or device.peer_gone):
+                raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it")
+        elif device.running and not self._ended:
+            self._ended = True
+            peer, ended = device.peer, device.peer_gone or device.peer_lost
+            if not inlet.lent:
+                self._let_go()
+            pid = peer.pid if peer is not None else 0
+            raise EndOfMessages(
+                f"the sender, process {pid}, {'ended' if ended else 'left'} and everything it sent was received",
+                pid=pid,
+                ended=ended,
+            )
+        if device.running:
+            if inlet.lent:
+                raise InvalidState(f"{inlet.lent} messages of the sender that left are still out: release them first")
+            self._let_go()
+        try:
+            device.wait_driver(deadline.remaining())
+        except DeadlineExceeded as error:
+            raise NoMessage(str(error)) from None
+        self._ended = False
+        self._watch_peer()
+
+    def _let_go(self) -> None:
+        self.show_counts()
+        self._device.let_go()
+
+    def broke(self, error: VqshmError) -> None:
+        """As `InletKeeper.broke`."""
+        with contextlib.suppress(VqshmError):  # the violation is raised next, and matters more
+            self._device.needs_reset(str(error))
+
+    def stalled(self) -> str:
+        """As `InletKeeper.stalled`."""
+        peer = self.peer
+        if peer is None:
+            return "there is no sender"
+        alive = "has ended" if self.peer_gone else "is alive"
+        return f"the sender, process {peer.pid}, {alive}; {self._inlet.messages} came so far"
+
+    def show_counts(self) -> None:
+        """As `InletKeeper.show_counts`."""
+        self._device.show_counts()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give this end back. May be called twice. Raises InvalidState while views are out; nothing is closed then."""
+        inlet = self._inlet
+        if os.getpid() == self._pid:
+            inlet.collect()
+            if inlet.lent:
+                raise InvalidState(f"{inlet.lent} messages are still looked at in place: release them first")
+            if inlet.ready:
+                with contextlib.suppress(VqshmError):
+                    inlet.tell()
+        inlet.ready = False
+        self._hang_up()
+
+    def _refuse_work(self) -> None:
+        self._inlet.ready = False
+
+
+class LaneDevice(DeviceRole):
+    """The device of a lane: one queue, whose ring half is an inlet."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._inlet: Inlet | None = None
+        self._runs = False
+        super().__init__(*args, **kwargs)
+        try:
+            check_is_lane(self.region, self.plan)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def inlet(self) -> Inlet:
+        """The ring half; not ready before a sender has come."""
+        if self._inlet is None:
+            (queue,) = self.plan.queues
+            name = f"{self.region}/{self.plan.name}"
+            self._inlet = Inlet(self.memory, queue.layout, self.calls[0], area_bytes=queue.buffers.length, name=name)
+            self._inlet.ready = False
+        return self._inlet
+
+    @property
+    def running(self) -> bool:
+        """Whether a sender has come, and is not let go of."""
+        return self._runs
+
+    def _start_queues(self) -> None:
+        self._runs = True
+        features = self.features
+        self.inlet.restart(
+            bool(features >> spec.VIRTIO_F_EVENT_IDX & 1), bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1)
+        )
+        self.inlet.disable_notification()
+
+    def _stop_queues(self) -> None:
+        self._runs = False
+        self.inlet.ready = False
+
+    def check_usable(self) -> None:
+        """Raise InvalidState when closed, ForkedHandle in a forked child."""
+        self._check_usable()
+
+    def show_counts(self) -> None:
+        """Write the counters where `vqshm stat` reads them."""
+        cells, inlet = self.manifest.queue(self.plan.queues[0].index).device, self.inlet
+        cells.taken = inlet.messages
+        cells.used = inlet.messages - inlet.lent
+        cells.calls = inlet.calls
+        cells.calls_suppressed = inlet.calls_suppressed
+        cells.bytes_in = inlet.bytes_in
+        cells.waits = inlet.waits
+
+    def _leave(self) -> None:
+        if self._runs:
+            self.show_counts()
+        super()._leave()
