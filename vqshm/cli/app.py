@@ -15,6 +15,7 @@ from vqshm.errors import VqshmError
 COMMANDS = {
     "coordinator": ("vqshm.cli.coordinator:coordinator", "Make a region and serve it until Ctrl-C."),
     "demo": ("vqshm.demo.command:demo", "See three processes exchange buffers, on one screen."),
+    "bench": ("vqshm.cli.bench:bench", "Measure what moving messages costs here, and beside others."),
     "ls": ("vqshm.cli.regions:ls", "List the regions that exist."),
     "stat": ("vqshm.cli.stat:stat", "Look into a running region: who, in which state, how much."),
     "clean": ("vqshm.cli.regions:clean", "Remove what dead runs left behind."),
