@@ -63,6 +63,12 @@ def test_two_processes_in_fifteen_lines(tmp_path):
     assert said == block_after("It prints", "text") == "b'HELLO, RING'\n"
 
 
+def test_messages_between_processes(tmp_path):
+    name = f"frames-{os.getpid()}-{next(_numbers)}"
+    said = run_program(PROGRAMS[2].replace('"frames"', f'"{name}"'), tmp_path)
+    assert said.split() == [repr(word) for word in (b"one", b"two", b"three", b"four")]
+
+
 @contextlib.contextmanager
 def started(command: str, folder: Path):
     """A command of a terminal, until it is told to end."""
@@ -129,7 +135,7 @@ def test_three_terminals(walk, tmp_path):
 
 def test_there_are_three_walks():
     assert len(WALKS) == 3
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
 
 
 def test_the_commands_in_the_tables_exist():
@@ -146,7 +152,7 @@ def test_the_errors_it_names_exist():
     named = set(
         re.findall(r"`([A-Z][A-Za-z]+)`", README.partition("## When something fails")[2].partition("## What")[0])
     )
-    built_in = {"TimeoutError", "ConnectionError"}
+    built_in = {"TimeoutError", "ConnectionError", "EOFError"}
     assert len(named) > 10
     assert not {name for name in named - built_in if not hasattr(errors, name)}
 
