@@ -1,7 +1,6 @@
 # The compiled body of vqshm.memory.atomic: C atomics on raw memory, inlined into every module that cimports it.
 # One bounds check stands in front of each access; what fails it takes the slow road, which raises or knows better.
 
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
@@ -25,7 +24,6 @@ cdef struct Hold:  # a Py_buffer that Cython does not show to the cycle collecto
     Py_buffer buffer
 
 
-@cython.final
 cdef class Region:
     cdef unsigned char* base
     cdef readonly Py_ssize_t size

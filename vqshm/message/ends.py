@@ -7,7 +7,7 @@ import os
 import select
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from vqshm.errors import InvalidState
 from vqshm.notify.wait import GLANCE_SECONDS
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vqshm.notify import Notifier
 
 
+_LONGEST_SLEEP: Final = 3600.0  # seconds; epoll counts milliseconds in an int
+
+
 class End:
     """One end of a lane."""
 
@@ -28,9 +31,16 @@ class End:
         self._endpoint = endpoint
         self._pid = os.getpid()
         self._bell = bell  # that wakes this end
-        self._epoll: select.epoll | None = None  # what `fileno` gave out: then the bell rings whenever there is work
+        self._epoll: select.epoll | None = None  # everything that wakes this end; None with semaphores
+        self._polled = False  # `fileno` gave that out: then the bell rings whenever there is work
         self._next_glance = 0.0  # of time.monotonic()
-        self._watched = -1  # the peer's descriptor in it
+        self._watched = -1  # our own descriptor of the peer's process, in the epoll
+        number = bell.fileno()
+        if number is not None:
+            self._epoll = select.epoll()
+            self._epoll.register(number, select.EPOLLIN)
+            self._epoll.register(endpoint.fileno(), select.EPOLLIN)
+            self._watch_peer()
         _all.add(self)
 
     @property
@@ -71,51 +81,73 @@ class End:
         """
         self._endpoint._check_usable()  # noqa: SLF001 - an end is half an endpoint
         if self._epoll is None:
-            number = self._bell.fileno()
-            if number is None:
-                raise InvalidState(f"{self.region!r} notifies by semaphores, which an event loop cannot watch")
-            self._epoll = select.epoll()
-            self._epoll.register(number, select.EPOLLIN)
-            self._epoll.register(self._endpoint.fileno(), select.EPOLLIN)
+            raise InvalidState(f"{self.region!r} notifies by semaphores, which an event loop cannot watch")
+        if not self._polled:
+            self._polled = True
             self._bell.signal()  # so that the first look finds out how things stand
-        self._watch_peer()
         return self._epoll.fileno()
+
+    def _park(self, timeout: float | None) -> None:
+        """Sleep until the bell rings or there is news, at most `timeout` seconds; news are taken in."""
+        endpoint = self._endpoint
+        if self._epoll is None:
+            endpoint.park([self._bell], timeout)
+            return
+        heard = self._epoll.poll(_LONGEST_SLEEP if timeout is None else min(timeout, _LONGEST_SLEEP))
+        bell = self._bell.fileno()
+        if any(fd == bell for fd, _ in heard):
+            self._bell.clear()
+        if any(fd != bell for fd, _ in heard) or not heard:
+            endpoint.hear()
+            if endpoint.coordinator_gone:
+                self._forget(endpoint.fileno())  # it would be heard for ever
 
     def _may_glance(self) -> bool:
         """Whether one who does not wait shall look for news of the other side all the same: now and then."""
         now = time.monotonic()
-        if self._epoll is None and now < self._next_glance:
+        if not self._polled and now < self._next_glance:
             return False
         self._next_glance = now + GLANCE_SECONDS
         return True
 
     def _watch_peer(self) -> None:
-        """Let the descriptor that `fileno` gave out tell the end of the present peer, too."""
+        """From now on, wake up when the present peer ends, and no other."""
         if self._epoll is None:
             return
-        if self._watched >= 0:
-            with contextlib.suppress(OSError):  # a descriptor that was closed has left by itself
-                self._epoll.unregister(self._watched)
-        self._watched = self._endpoint.peer_fileno()
-        if self._watched >= 0:
+        self._unwatch_peer()
+        now = self._endpoint.peer_fileno()
+        if now >= 0:
+            self._watched = os.dup(now)  # so that it can be taken out again, whatever becomes of theirs
             self._epoll.register(self._watched, select.EPOLLIN)
+
+    def _unwatch_peer(self) -> None:
+        watched, self._watched = self._watched, -1
+        if watched >= 0:
+            self._forget(watched)
+            os.close(watched)
+
+    def _forget(self, fd: int) -> None:
+        """Take a descriptor out of the epoll, if it is in it."""
+        if self._epoll is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
 
     def _clear_bell(self) -> None:
         """Before an end that an event loop watches looks for work: the bell, and what would be heard for ever."""
         self._bell.clear()
-        if self._endpoint.coordinator_gone and self._epoll is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._epoll.unregister(self._endpoint.fileno())
+        if self._endpoint.coordinator_gone:
+            self._forget(self._endpoint.fileno())
 
     def _remember_work(self) -> bool:
         """There is work. An event loop shall see so until this end is asked in vain: True."""
-        if self._epoll is not None:
+        if self._polled:
             self._bell.signal()
         return True
 
     def _hang_up(self) -> None:
         """Give everything back but the memory."""
         if self._epoll is not None:
+            self._unwatch_peer()
             self._epoll.close()
             self._epoll = None
         self._endpoint.close()

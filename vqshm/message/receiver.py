@@ -134,7 +134,7 @@ class Receiver(GetWords, End):
         if deadline.expired and not self._may_glance():
             return False
         inlet, device = self._inlet, self._device
-        if self._epoll is not None:
+        if self._polled:
             self._clear_bell()
         if not inlet.ready or inlet.available() or inlet.enable_notification():
             return self._remember_work()
@@ -144,9 +144,9 @@ class Receiver(GetWords, End):
             if left != 0:
                 self.show_counts()
                 inlet.waits += 1
-            device.park(device.kicks, left)
+            self._park(left)
             inlet.pace.slept(time.monotonic_ns() - start)
-        if self._epoll is None:
+        if not self._polled:
             inlet.disable_notification()
         gone = device.leaving or device.peer_gone  # asked before the ring: what it sent last must not be missed
         if inlet.available():
@@ -188,6 +188,7 @@ class Receiver(GetWords, End):
         self._watch_peer()
 
     def _let_go(self) -> None:
+        self._unwatch_peer()
         self.show_counts()
         self._device.let_go()
 

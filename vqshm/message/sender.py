@@ -163,22 +163,22 @@ class Sender(PutWords, End):
         outlet, driver = self._outlet, self._driver
         driver.hear()
         driver.check()
-        if self._epoll is not None:
+        if self._polled:
             self._clear_bell()
-        if outlet.used() or outlet.enable_notification(1 if self._epoll is not None else after):
+        if outlet.used() or outlet.enable_notification(1 if self._polled else after):
             return self._remember_work()
         start = time.monotonic_ns()
         left = deadline.remaining()
         if left != 0:
             self.show_counts()
             outlet.waits += 1
-            driver.park(driver.calls, driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
+            self._park(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
             if after > 1 and not outlet.used() and not deadline.expired:
                 if outlet.enable_notification():
                     return self._remember_work()
-                driver.park(driver.calls, driver.sleep_limit(deadline.remaining()))
+                self._park(driver.sleep_limit(deadline.remaining()))
             outlet.pace.slept(time.monotonic_ns() - start)
-        if self._epoll is None:
+        if not self._polled:
             outlet.disable_notification()
         if outlet.used():
             return self._remember_work()
