@@ -485,9 +485,10 @@ def test_who_waits_for_room_is_woken_by_any_receiver(receivers):
     waiter = threading.Thread(target=fan.send, args=(b"last", PATIENCE))
     waiter.start()
     wait_until(lambda: fan.counts["waits"], "it waits")
-    assert len(drain(ends[3])) == 64
+    came = drain(ends[3])
     waiter.join()
-    assert ends[3].recv(PATIENCE) == b"last"
+    came += drain(ends[3])  # if it was not quick enough to be among the first
+    assert came == [b"x"] * 64 + [b"last"]
 
 
 def test_calls_and_reservations_go_to_the_next_in_turn(receivers):

@@ -79,6 +79,11 @@ class DeviceRole(Endpoint):
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def driver_ended(self) -> bool:
+        """Whether the driver's process has ended, or is about to: its connection closed without a goodbye."""
+        return self.peer_gone or self.peer_lost
+
     def wait_driver(self, timeout: float | None = None) -> int:
         """Wait until a driver has set DRIVER_OK; the negotiated features.
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from vqshm.errors import EndOfMessages, InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
+from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
+from vqshm.lane import serving
 from vqshm.lane.alone import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.lent import Lent, new_lent
@@ -201,25 +202,11 @@ class Inlet(DeviceQueue):
 
         What is no call is handed to `answer`, too; its answer then must be empty or None.
         """
-        while True:
-            try:
-                loan = self.recv_view()
-            except EndOfMessages:
-                return
-            with loan as view:
-                reply = answer(view)
-                if reply is not None:
-                    loan.reply(reply)
-                reply = None  # perhaps a part of the view, which then must be gone
+        serving.serve(self, answer)
 
     def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]  # a lane yields messages, not chains
         """Messages as they come, until the sender has left."""
-        while True:
-            try:
-                message = self.recv()
-            except EndOfMessages:
-                return
-            yield message
+        return serving.messages(self)
 
     # -- the steps of receiving ----------------------------------------------------------------------------------------
 

@@ -25,9 +25,10 @@ from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RuleE
 from vqshm.lane.alone import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.address import align_up
-from vqshm.memory.arena import GRAIN, Arena
+from vqshm.memory.arena import Arena
 from vqshm.memory.atomic import Region
 from vqshm.memory.lent import Lent, new_lent
+from vqshm.memory.pool import GRAIN
 from vqshm.notify.spin import Pace
 from vqshm.notify.wait import Deadline
 from vqshm.ring import layout as ring_layout

@@ -19,9 +19,9 @@ from array import array
 from typing import Final
 
 from vqshm.errors import InvalidState
+from vqshm.memory.pool import GRAIN
 
-GRAIN: Final = 64  # bytes: a cache line; two messages never share one
-_ROUND: Final = 63
+_ROUND: Final = GRAIN - 1  # a message has whole cache lines, so that two never share one
 
 
 class Arena:

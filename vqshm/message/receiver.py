@@ -131,11 +131,11 @@ class Receiver(GetWords, End):
 
     def sleep(self, deadline: Deadline) -> bool:
         """As `InletKeeper.sleep`."""
-        if deadline.expired and not self._may_glance():
+        if deadline.expired and not self._ears.may_glance():
             return False
         inlet, device = self._inlet, self._device
-        if self._polled:
-            self._clear_bell()
+        if self._ears.given_out:
+            self._ears.clear()
         if not inlet.ready or inlet.available() or inlet.enable_notification():
             return self._remember_work()
         left = deadline.remaining()
@@ -144,9 +144,9 @@ class Receiver(GetWords, End):
             if left != 0:
                 self.show_counts()
                 inlet.waits += 1
-            self._park(left)
+            self._ears.listen(left)
             inlet.pace.slept(time.monotonic_ns() - start)
-        if not self._polled:
+        if not self._ears.given_out:
             inlet.disable_notification()
         gone = device.leaving or device.peer_gone  # asked before the ring: what it sent last must not be missed
         if inlet.available():
@@ -167,7 +167,7 @@ class Receiver(GetWords, End):
                 raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it")
         elif device.running and not self._ended:
             self._ended = True
-            peer, ended = device.peer, device.peer_gone or device.peer_lost
+            peer, ended = device.peer, device.driver_ended
             if not inlet.lent:
                 self._let_go()
             pid = peer.pid if peer is not None else 0
@@ -185,12 +185,12 @@ class Receiver(GetWords, End):
         except DeadlineExceeded as error:
             raise NoMessage(str(error)) from None
         self._ended = False
-        self._watch_peer()
+        self._follow_peer()
 
     def _let_go(self) -> None:
-        self._unwatch_peer()
         self.show_counts()
         self._device.let_go()
+        self._follow_peer()
 
     def broke(self, error: VqshmError) -> None:
         """As `InletKeeper.broke`."""

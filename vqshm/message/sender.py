@@ -118,7 +118,7 @@ class Sender(PutWords, End):
         """
         self._check_idle()
         self._driver.reset(Deadline(timeout))
-        self._watch_peer()
+        self._follow_peer()
         lost, self._driver.lost = self._driver.lost, 0
         return lost
 
@@ -158,27 +158,27 @@ class Sender(PutWords, End):
 
     def sleep(self, deadline: Deadline, after: int) -> bool:
         """As `OutletKeeper.sleep`."""
-        if deadline.expired and not self._may_glance():
+        if deadline.expired and not self._ears.may_glance():
             return False
         outlet, driver = self._outlet, self._driver
         driver.hear()
         driver.check()
-        if self._polled:
-            self._clear_bell()
-        if outlet.used() or outlet.enable_notification(1 if self._polled else after):
+        if self._ears.given_out:
+            self._ears.clear()
+        if outlet.used() or outlet.enable_notification(1 if self._ears.given_out else after):
             return self._remember_work()
         start = time.monotonic_ns()
         left = deadline.remaining()
         if left != 0:
             self.show_counts()
             outlet.waits += 1
-            self._park(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
+            self._ears.listen(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
             if after > 1 and not outlet.used() and not deadline.expired:
                 if outlet.enable_notification():
                     return self._remember_work()
-                self._park(driver.sleep_limit(deadline.remaining()))
+                self._ears.listen(driver.sleep_limit(deadline.remaining()))
             outlet.pace.slept(time.monotonic_ns() - start)
-        if not self._polled:
+        if not self._ears.given_out:
             outlet.disable_notification()
         if outlet.used():
             return self._remember_work()

@@ -23,7 +23,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vqshm.errors import DeadlineExceeded, InvalidState, NoMessage, NoRoom, ProtocolError, VqshmError
-from vqshm.memory.arena import GRAIN
+from vqshm.memory.pool import GRAIN
 from vqshm.message import payload
 from vqshm.notify import Deadline
 

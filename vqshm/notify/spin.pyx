@@ -47,4 +47,4 @@ cdef class Pace:
         if nanoseconds < 2 * self.limit:
             self.budget = self.limit
         else:
-            self.budget = max(self.budget // 2, self.limit // 16)
+            self.budget = max(self.budget // 2, self.limit // LEAST_SHARE)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SPIN_SECONDS: Final = 50e-6  # about what a blocked wake-up costs
 GLANCE_SECONDS: Final = 1e-3  # how often those who never sleep look whether the peer is alive
 SLICE_SECONDS: Final = 0.02  # how long a semaphore is waited for before the watched descriptors are looked at again
-_LONGEST_POLL: Final = 3600.0  # seconds; poll() counts milliseconds in an int
+LONGEST_SLEEP: Final = 3600.0  # seconds; poll() and epoll count milliseconds in an int
 
 
 class Deadline:
@@ -201,7 +201,7 @@ def park_on(notifiers: Sequence[Notifier], watch: Sequence[int], timeout: float 
 
 
 def _sleep(poller: select.poll, pollable: dict[int, Notifier], timeout: float | None) -> list[int]:
-    milliseconds = math.ceil(min(_LONGEST_POLL, math.inf if timeout is None else timeout) * 1000)
+    milliseconds = math.ceil(min(LONGEST_SLEEP, math.inf if timeout is None else timeout) * 1000)
     ready = [fd for fd, _ in poller.poll(milliseconds)]
     for fd in ready:
         if fd in pollable:

@@ -5,7 +5,7 @@ the first free one. All roles of a place are taken first lane first and given ba
 first lane gets the others, and two processes that race for a place end with two different ones.
 
 Waiting: look at all lanes for a while, ask each of them to ring, look once more, then sleep on the doorbells, control
-connections and peers of all lanes, which are in one epoll. So a sleep costs the same with one lane and with sixty-four.
+connections and peers of all lanes at once (`Ears`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from vqshm.errors import InvalidState, RoleTaken, VqshmError
 from vqshm.message.channel import lanes_of
-from vqshm.message.ends import End
-from vqshm.message.fan.ears import Ears
+from vqshm.message.ears import Ears
+from vqshm.message.ends import Closing, End
 from vqshm.notify.spin import Pace
-from vqshm.notify.wait import GLANCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from vqshm.notify import Deadline
 
@@ -34,7 +32,7 @@ ENDLESS: Final = 3  # looks behind a deadline, while somebody rings again and ag
 Lane = TypeVar("Lane", bound=End)
 
 
-class Fan(Generic[Lane]):
+class Fan(Closing, Generic[Lane]):
     """Some lanes of a channel, as one. A context manager."""
 
     _ours: str  # "sender" or "receiver"
@@ -48,7 +46,6 @@ class Fan(Generic[Lane]):
         self._waits = 0
         self._armed = False  # the lanes are asked to ring
         self._closed = False
-        self._next_glance = 0.0  # of time.monotonic()
 
     @classmethod
     def _take_place(
@@ -95,14 +92,6 @@ class Fan(Generic[Lane]):
             raise InvalidState(f"this {type(self).__name__} is closed")
         self._every[0]._endpoint._check_usable()  # noqa: SLF001 - an end is half an endpoint
 
-    def _may_glance(self) -> bool:
-        """Whether one who does not wait shall look for news all the same: now and then."""
-        now = time.monotonic()
-        if not self._ears.given_out and now < self._next_glance:
-            return False
-        self._next_glance = now + GLANCE_SECONDS
-        return True
-
     def _look(self, found: Callable[[], bool]) -> bool:
         """Look for as long as it is worth, and let others run meanwhile: senders and receivers among them."""
         end = time.monotonic_ns() + self._pace.budget
@@ -127,24 +116,8 @@ class Fan(Generic[Lane]):
         self._ears.close()
         close_all(self._every)
 
-    def close(self) -> None:
-        """Give the lanes back."""
-        raise NotImplementedError
-
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} belongs to its process: attach another one there")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            with contextlib.suppress(InvalidState):  # the block's own exception matters more
-                self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.region} place {self.place}, {len(self._every)} lanes>"

@@ -23,6 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from vqshm.errors import EndOfMessages, InvalidState, NoMessage
+from vqshm.lane import serving
 from vqshm.message.fan.base import ENDLESS, Fan
 from vqshm.message.fan.in_lane import TURN, Copied, Departed, InLane
 from vqshm.message.words import GetWords
@@ -127,24 +128,11 @@ class Fanin(GetWords, Fan["InLane"]):
 
         What is no call is handed to `answer`, too; its answer then must be empty or None. Raises as `recv`.
         """
-        while True:
-            try:
-                loan = self.recv_view()
-            except EndOfMessages:
-                return
-            with loan as view:
-                reply = answer(view)
-                if reply is not None:
-                    loan.reply(reply)
+        serving.serve(self, answer)
 
     def __iter__(self) -> Iterator[bytes]:
         """Messages as they come, until all senders have left."""
-        while True:
-            try:
-                message = self.recv()
-            except EndOfMessages:
-                return
-            yield message
+        return serving.messages(self)
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -226,7 +214,7 @@ class Fanin(GetWords, Fan["InLane"]):
             if not now:
                 for each in self._every:
                     each.tell()  # who waits for room shall not wait for us
-            if now and not self._may_glance():
+            if now and not self._ears.may_glance():
                 raise self._no_message()
             if not now and self._look(self._any_message):
                 lane = self._next_lane()

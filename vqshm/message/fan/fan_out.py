@@ -26,7 +26,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from vqshm.errors import CoordinatorGone, DeviceNeedsReset, InvalidState, NoRoom, PeerGone, QueueBroken, VqshmError
-from vqshm.memory.arena import GRAIN
+from vqshm.memory.pool import GRAIN
 from vqshm.message.fan.base import ENDLESS, Fan
 from vqshm.message.fan.out_lane import Draft, Gone, OutLane, bytes_of, pieces_of, write
 from vqshm.message.words import PutWords
@@ -304,7 +304,7 @@ class Fanout(PutWords, Fan["OutLane"]):
         now = deadline.expired
         if not now and self._look(lambda: any(lane.has_back() for lane in self._living)) and attempt():
             return
-        if now and not self._may_glance():
+        if now and not self._ears.may_glance():
             raise NoRoom(f"{self.region}: {what} in time; {self._stalled(waits_for)}", in_flight=self._in_flight())
         self._sleep_until(attempt, deadline, what, waits_for)
         if self._armed:

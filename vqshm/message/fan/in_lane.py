@@ -94,11 +94,11 @@ class InLane(Receiver):
             self.came = True
         departed = None
         if not self._noted:
-            ended = device.peer_gone  # looked at before the ring: what it sent, it sent before it ended
-            if not (ended or device.leaving) or (inlet.broken is None and inlet.available()):
+            gone = device.peer_gone or device.leaving  # looked at before the ring: what it sent, it sent before that
+            if not gone or (inlet.broken is None and inlet.available()):
                 return None
             self._noted = True
-            departed = Departed(self.lane, device.peer.pid if device.peer is not None else 0, ended)
+            departed = Departed(self.lane, device.peer.pid if device.peer is not None else 0, device.driver_ended)
         self.let_go_later = self.lent() > 0
         if not self.let_go_later:
             self._let_go()

@@ -1,21 +1,25 @@
-"""Ears: everything that can wake one who waits for several lanes: their doorbells, control connections and peers."""
+"""Ears: everything that can wake one who waits for lanes: their doorbells, control connections and peers.
+
+With eventfds all of them are in one epoll, so a sleep costs the same with one lane and with sixty-four; what an event
+loop is given is that epoll, too. With semaphores a sleep is cut into slices.
+"""
 
 from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any
 
 from vqshm.errors import InvalidState
 from vqshm.notify import park_on
+from vqshm.notify.wait import GLANCE_SECONDS, LONGEST_SLEEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vqshm.message.ends import End
     from vqshm.notify import Notifier
-
-_LONGEST_SLEEP: Final = 3600.0  # seconds; epoll counts milliseconds in an int
 
 
 class Ears:
@@ -26,7 +30,8 @@ class Ears:
         self._bells: list[Notifier] = [end._bell for end in self._ends]  # noqa: SLF001 - a lane of ours
         self._peers: dict[int, _Peer] = {}  # per lane: whose end is watched
         self._sources: dict[int, tuple[str, int]] = {}  # descriptor -> what it is, of which lane
-        self.given_out = False  # an event loop watches
+        self.given_out = False  # an event loop watches: then a bell rings whenever there is work
+        self._next_glance = 0.0  # of time.monotonic()
         self._epoll: select.epoll | None = None
         if self._ends[0].notify == "eventfd":
             self._epoll = select.epoll()
@@ -36,7 +41,7 @@ class Ears:
                 self._follow(number)
 
     def fileno(self) -> int:
-        """As `Fan.fileno`."""
+        """As `End.fileno` and `Fan.fileno`."""
         if self._epoll is None:
             raise InvalidState("this channel notifies by semaphores, which an event loop cannot watch")
         if not self.given_out:
@@ -49,6 +54,27 @@ class Ears:
         if self.given_out:
             self._bells[0].signal()
 
+    def clear(self) -> None:
+        """Before those whom an event loop watches look for work: the bells, and what would be heard for ever."""
+        for bell in self._bells:
+            bell.clear()
+        for end in self._ends:
+            if end._endpoint.coordinator_gone:  # noqa: SLF001
+                self._remove(end._endpoint.fileno())  # noqa: SLF001
+
+    def may_glance(self) -> bool:
+        """Whether one who does not wait shall look for news of the other side all the same: now and then."""
+        now = time.monotonic()
+        if not self.given_out and now < self._next_glance:
+            return False
+        self._next_glance = now + GLANCE_SECONDS
+        return True
+
+    def follow(self) -> None:
+        """Watch the processes that are the peers now, and no others."""
+        for number in range(len(self._ends)):
+            self._follow(number)
+
     def listen(self, seconds: float | None) -> bool:
         """Sleep at most so long until there is news, and take it in: whether there was any."""
         for end in self._ends:
@@ -56,7 +82,7 @@ class Ears:
                 end._endpoint.hear()  # noqa: SLF001
         if self._epoll is None:
             return self._listen_in_slices(seconds)
-        heard = self._epoll.poll(_LONGEST_SLEEP if seconds is None else min(seconds, _LONGEST_SLEEP))
+        heard = self._epoll.poll(LONGEST_SLEEP if seconds is None else min(seconds, LONGEST_SLEEP))
         for fd, _ in heard:
             what, number = self._sources.get(fd, ("", 0))
             if what == "bell":
