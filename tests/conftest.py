@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import time
@@ -20,6 +21,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+with Path(__file__).with_name("faults.csv").open(encoding="utf-8", newline="") as _file:
+    FAULTS = frozenset(row["id"] for row in csv.DictReader(_file))
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 EXPECTED_CORE = os.environ.get("VQSHM_EXPECT_CORE") or ("interpreted" if core.forced() else "compiled" if CI else None)
@@ -52,11 +56,20 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if unknown := unknown_faults(item):
+            raise pytest.UsageError(f"{item.nodeid}: {', '.join(unknown)}: no such row in tests/faults.csv")
     if CI or config.getoption("--runlong"):
         return
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long: needs --runlong"))
+
+
+def unknown_faults(item: pytest.Item) -> list[str]:
+    """What the fault marks of a test name beside the rows of the list; a mark without a name counts as `nothing`."""
+    named = [id_ for mark in item.iter_markers("fault") for id_ in mark.args or ("nothing",)]
+    return [str(id_) for id_ in named if id_ not in FAULTS]
 
 
 @pytest.fixture(scope="session", autouse=True)
