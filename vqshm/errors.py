@@ -32,7 +32,9 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── DeadlineExceeded (TimeoutError)
     │   │   ├── NoRoom                    a lane stayed full; it is a QueueFull, too
     │   │   └── NoMessage                 a lane stayed empty; it is a QueueEmpty, too
-    │   ├── NameInUse (FileExistsError), NotFound (FileNotFoundError), RoleTaken (PermissionError)
+    │   ├── NotFound (FileNotFoundError), RoleTaken (PermissionError)
+    │   ├── NameInUse (FileExistsError)
+    │   │   └── StaleSession              its coordinator has ended, but others still work in the region
     │   ├── ShmFull (OSError ENOSPC)      the pages cannot be reserved
     │   ├── UntrustedPeer (PermissionError)
     │   ├── OutOfBuffers (BlockingIOError)  the buffer pool has no room for the request
@@ -212,6 +214,10 @@ class NoMessage(DeadlineExceeded, QueueEmpty):
 
 class NameInUse(LocalError, FileExistsError):
     """A living coordinator owns this name, or the object under it is not ours."""
+
+
+class StaleSession(NameInUse):
+    """A session outlived its coordinator and cannot be continued; the message says why, and who is alive."""
 
 
 class NotFound(LocalError, FileNotFoundError):

@@ -36,7 +36,7 @@ from pathlib import Path
 import pytest
 
 from vqshm.devices.echo import Echo
-from vqshm.host import Coordinator, Device, names
+from vqshm.host import Coordinator, Device, Driver, names
 from vqshm.transport import DeviceSpec, QueueSpec
 
 PATIENCE = 60  # seconds until something that must happen counts as not happening; no test waits so long
@@ -71,6 +71,19 @@ def echo(me, region, device=None):
     with Device.attach(region, device) as served:
         me.send("ready")
         served.serve(Echo())
+
+
+def pumping(me, name, device=None):
+    """A driver of an echo device that sends for ever, and says after each hundred answers how many came."""
+    count = 0
+    with Driver.attach(name, device) as driver:
+        me.send("up")
+        while True:
+            word = count.to_bytes(8, "little")
+            assert driver.request(word, 8) == word
+            count += 1
+            if not count % 100:
+                me.send(count)
 
 
 # -- in pytest ---------------------------------------------------------------------------------------------------------

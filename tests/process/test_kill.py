@@ -16,19 +16,17 @@ from vqshm_harness import (
     echo,
     echo_spec,
     new_name,
+    pumping,
     wait_until,
 )
 
 from vqshm import Device, Driver
 from vqshm.errors import (
-    CoordinatorGone,
     DeadlineExceeded,
-    InvalidState,
-    NotFound,
     PeerGone,
     QueueFull,
 )
-from vqshm.host import Condition, look_at, names, shm, sweep
+from vqshm.host import names, shm, sweep
 
 
 def hungry(me, name, answered):
@@ -40,19 +38,6 @@ def hungry(me, name, answered):
             if number < answered:
                 device.complete(chain, chain.writer().write(chain.reader().read()))
             me.send(number)
-
-
-def pumping(me, name, device=None):
-    """A driver that sends for ever, and says after each hundred answers how many came."""
-    count = 0
-    with Driver.attach(name, device) as driver:
-        me.send("up")
-        while True:
-            word = count.to_bytes(8, "little")
-            assert driver.request(word, 8) == word
-            count += 1
-            if not count % 100:
-                me.send(count)
 
 
 def flooding(me, name):
@@ -213,121 +198,6 @@ def test_a_device_serves_what_a_killed_driver_had_published_and_then_lets_go(mak
         assert successor.hear() == 100
 
 
-# -- the coordinator ---------------------------------------------------------------------------------------------------
-
-
-@BOTH
-def test_without_its_coordinator_the_data_path_goes_on_and_control_calls_say_so(make_region, notify):
-    region = make_region(notify=notify)
-    device = region.echo()
-    with Driver.attach(region.name) as driver:
-        region.coordinator.kill()
-        for number in range(500):
-            word = b"%d" % number
-            assert driver.request(word, 64, timeout=PATIENCE) == word
-        for _ in range(2):
-            with pytest.raises(CoordinatorGone, match=str(region.coordinator.pid)):
-                driver.reset()
-    assert look_at(region.name).condition is Condition.STALE
-    with pytest.raises(CoordinatorGone, match="vqshm clean"):
-        Driver.attach(region.name)
-    with pytest.raises(CoordinatorGone, match="vqshm clean"):
-        Device.attach(region.name)
-    device.kill()
-
-
-def test_a_failed_reset_without_a_coordinator_leaves_the_requests_in_the_list_of_the_next(region):
-    region.echo()
-    with Driver.attach(region.name) as driver:
-        region.coordinator.kill()
-        driver.submit([b"x"])
-        with pytest.raises(CoordinatorGone):
-            driver.reset()
-        with pytest.raises(InvalidState, match="reset"):
-            driver.submit([b"y"])
-
-
-def test_a_device_without_coordinator_ends_when_its_driver_has_ended(region, start):
-    device = region.echo()
-    driver = start(pumping, region.name)
-    driver.hear()
-    driver.hear()
-    region.coordinator.kill()
-    driver.hear()  # the data path goes on
-    driver.kill()
-    assert device.end() == 0  # serve() returned: no driver will ever come
-
-
-def test_an_idle_device_ends_with_its_coordinator(region):
-    device = region.echo()
-    region.coordinator.kill()
-    assert device.end() == 0
-
-
-def test_a_driver_is_told_of_its_device_s_death_without_a_coordinator(region, start):
-    device = region.start(hungry, 0)
-    with Driver.attach(region.name) as driver:
-        driver.submit([b"x"])
-        driver.kick()
-        device.hear()
-        region.coordinator.kill()
-        device.signal(signal.SIGKILL)
-        with pytest.raises(PeerGone, match=str(device.pid)):
-            list(driver.completed())
-
-
-@BOTH
-def test_under_the_name_of_a_killed_coordinator_another_starts_and_old_peers_do_not_disturb_it(
-    make_region, start, notify
-):
-    region = make_region(notify=notify)
-    old_device = region.echo()
-    old_driver = region.start(pumping)
-    old_driver.hear()
-    region.coordinator.kill()
-    again = make_region(notify=notify, name=region.name)
-    assert look_at(region.name).owner.pid == again.coordinator.pid
-    again.echo()
-    with Driver.attach(region.name) as driver:
-        for number in range(200):
-            assert driver.request(b"%d" % number, 8, timeout=PATIENCE) == b"%d" % number
-        first = old_driver.hear()
-        while old_driver.hear() < first + 500:
-            pass  # they still have their memory, and each other
-        driver.reset(PATIENCE)
-        assert driver.request(b"both", 8, timeout=PATIENCE) == b"both"
-    old_driver.kill()
-    old_device.kill()
-
-
-@BOTH
-def test_a_sweep_removes_what_a_killed_coordinator_left_while_peers_go_on(make_region, notify):
-    region = make_region(notify=notify)
-    region.echo()
-    with Driver.attach(region.name) as driver:
-        region.coordinator.kill()
-        assert region.name in sweep()
-        assert region.name not in shm.existing()
-        assert not names.socket_path(region.name).exists()
-        assert not list(shm.DIRECTORY.glob(f"sem.vqshm.{region.name}*"))
-        assert driver.request(b"still here", 64, timeout=PATIENCE) == b"still here"
-        with pytest.raises(NotFound):
-            Driver.attach(region.name)
-
-
-def test_a_region_whose_name_somebody_removed_goes_on(region):
-    """A third party with `rm`: those inside do not notice, nobody new gets in, and its coordinator closes well."""
-    region.echo()
-    with Driver.attach(region.name) as driver:
-        shm.unlink(region.name)
-        assert driver.request(b"x", 8, timeout=PATIENCE) == b"x"
-        driver.reset(PATIENCE)
-        assert driver.request(b"x", 8, timeout=PATIENCE) == b"x"
-        with pytest.raises(NotFound):
-            Driver.attach(region.name)
-    region.coordinator.finish()
-
-
 # -- everybody ---------------------------------------------------------------------------------------------------------
 
 
@@ -348,45 +218,6 @@ def test_after_all_three_were_killed_the_name_is_free_at_once(start, notify):
     assert name in sweep()
     assert not list(shm.DIRECTORY.glob(f"*vqshm.{name}*"))
     assert not names.socket_path(name).exists()
-
-
-def half_way(me, name, notify, point):
-    """A coordinator that is killed when it gets to a certain point of making its region."""
-    import os
-
-    from vqshm.host import Coordinator, coordinator
-
-    def stop(*_args, **_kwargs):
-        me.send("there")
-        signal.pause()
-
-    match point:
-        case "before the pages":
-            os.posix_fallocate = stop
-        case "before the header":
-            coordinator.write_manifest = stop
-    Coordinator(name, [echo_spec()], notify=notify)
-
-
-@BOTH
-@pytest.mark.parametrize("point", ["before the pages", "before the header"])
-def test_a_region_whose_maker_was_killed_half_way_is_never_attached_to_and_swept(start, notify, point):
-    name = new_name()
-    maker = start(half_way, name, notify, point)
-    assert maker.hear() == "there"
-    for attach in (Driver.attach, Device.attach):
-        with pytest.raises(InvalidState, match="half made"):
-            attach(name)
-    assert look_at(name).condition is Condition.IN_THE_MAKING
-    maker.kill()
-    for attach in (Driver.attach, Device.attach):
-        with pytest.raises(InvalidState, match="half made"):
-            attach(name)
-    assert look_at(name).condition is Condition.HALF_MADE
-    successor = start(coordinate, name, (echo_spec(),), notify)
-    assert successor.hear() == "ready"
-    successor.finish()
-    assert not list(shm.DIRECTORY.glob(f"*vqshm.{name}*"))
 
 
 # -- stopped, not killed -----------------------------------------------------------------------------------------------

@@ -30,10 +30,11 @@ from vqshm.errors import (
     PeerGone,
     ProtocolError,
     RuleError,
+    StaleSession,
     UntrustedPeer,
     VqshmError,
 )
-from vqshm.host import names, shm
+from vqshm.host import names, sessions, shm
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.host.slot import Slot
 from vqshm.memory import Region
@@ -67,7 +68,8 @@ class Coordinator:
     `name`: 1 to 31 of a-z 0-9 _ . -. `devices`: what is in it. `notify`: "eventfd" or "semaphore". Leftovers of a dead
     run under the same name are removed first.
 
-    Raises NameInUse (nothing of the winner is touched), ShmFull, UntrustedPeer, RuleError for an impossible plan.
+    Raises NameInUse (nothing of the winner is touched), StaleSession if a dead coordinator's region is still worked in,
+    ShmFull, UntrustedPeer, RuleError for an impossible plan.
     """
 
     def __init__(self, name: str, devices: Sequence[DeviceSpec], *, notify: Kind = "eventfd") -> None:
@@ -113,7 +115,25 @@ class Coordinator:
         if not found.abandoned:
             owner = f"process {found.owner.pid} owns it" if found.owner else f"it is not ours ({found.problem})"
             raise NameInUse(f"region {self.name!r} exists and {owner}; choose another name", name=self.name)
+        if found.condition is names.Condition.STALE:
+            self._check_deserted()
         names.remove(self.name)
+
+    def _check_deserted(self) -> None:
+        """Raise StaleSession if somebody still works in the region that a dead coordinator left."""
+        fd, header, planned = names.open_plan(self.name)
+        try:
+            living = sessions.living(fd, planned)
+        finally:
+            os.close(fd)
+        if living:
+            raise StaleSession(
+                f"the coordinator of {self.name!r} (process {header.pid}) has ended, but {', '.join(map(str, living))} "
+                "work on in its region; end them, or choose another name, or remove the name from the region they "
+                "share with `vqshm clean`",
+                name=self.name,
+                pids=[session.process.pid for session in living],
+            )
 
     def _publish(self, memory: mmap.mmap) -> None:
         region = Region(memory)

@@ -285,6 +285,9 @@ class Endpoint:
         self._let_go()
 
     def _leave(self) -> None:
+        holder = f"{self.role}_pid"
+        if getattr(self.cells, holder) == self._pid:
+            setattr(self.cells, holder, 0)  # for whoever comes after a coordinator that does not hear the rest
         if not self.coordinator_gone:
             self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
 
