@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # PYTHONSAFEPATH leaves it out
+
+from listing import entry, repeated, sums  # noqa: E402
+
+ROOT = HERE.parent
 TESTS = ROOT / "tests"
 STATEMENTS = TESTS / "spec" / "statements.toml"
 MARK = "pytest.mark.spec"
@@ -76,7 +81,7 @@ def _marks_of(path: Path) -> Iterator[Mark]:
 def problems(sections: dict[str, str], statements: list[Statement], marks: list[Mark]) -> list[str]:
     """What is wrong with the list or with the marks, one sentence each."""
     known = {statement.id: statement for statement in statements}
-    found = [f"{id_} is there {n} times" for id_, n in Counter(s.id for s in statements).items() if n > 1]
+    found = repeated(statement.id for statement in statements)
     for statement in statements:
         if statement.section not in sections:
             found.append(f"{statement.id}: section {statement.section} has no title")
@@ -108,32 +113,30 @@ def report(
         tests.setdefault(mark.statement, []).append(mark.test)
     for section in dict.fromkeys(s.section for s in statements):
         mine = [s for s in statements if s.section == section]
-        covered, absent, open_ = _count(mine, tests)
-        if uncovered_only and not open_:
+        states = _count(mine, tests)
+        if uncovered_only and not states["uncovered"]:
             continue
-        sums = f"{covered} covered, {absent} not applicable, {open_} uncovered"
-        yield f"{section + '  ' + sections.get(section, ''):<56}{sums}"
+        yield f"{section + '  ' + sections.get(section, ''):<56}{sums(states)}"
         for statement in mine:
             yield from _entry(statement, tests.get(statement.id, []), uncovered_only=uncovered_only)
         yield ""
-    covered, absent, open_ = _count(statements, tests)
-    yield f"{len(statements)} statements: {covered} covered, {absent} not applicable, {open_} uncovered"
+    yield f"{len(statements)} statements: {sums(_count(statements, tests))}"
 
 
 def _entry(statement: Statement, tests: list[str], *, uncovered_only: bool) -> Iterator[str]:
     if uncovered_only and (tests or statement.not_applicable):
         return
     state = "covered" if tests else "-" if statement.not_applicable else "UNCOVERED"
-    yield f"  {state:<10}{statement.id:<22}{statement.kind} {statement.says}"
-    for line in tests or [statement.not_applicable]:
-        if line:
-            yield f"{'':<34}{line}"
+    reason = [statement.not_applicable] if statement.not_applicable else []
+    yield from entry(state, statement.id, f"{statement.kind} {statement.says}", tests or reason)
 
 
-def _count(statements: Iterable[Statement], tests: dict[str | None, list[str]]) -> tuple[int, int, int]:
-    """(covered, not applicable, uncovered)."""
-    states = Counter("covered" if s.id in tests else "absent" if s.not_applicable else "uncovered" for s in statements)
-    return states["covered"], states["absent"], states["uncovered"]
+def _count(statements: Iterable[Statement], tests: dict[str | None, list[str]]) -> Counter[str]:
+    states = Counter({"covered": 0, "not applicable": 0, "uncovered": 0})
+    states.update(
+        "covered" if s.id in tests else "not applicable" if s.not_applicable else "uncovered" for s in statements
+    )
+    return states
 
 
 def main() -> int:
