@@ -93,6 +93,7 @@ def test_every_queue_size_works_round_and_round(make_region, size):
             assert driver.request(word, 4, timeout=PATIENCE) == word
 
 
+@pytest.mark.fault("G08")
 @FEATURES
 def test_a_request_may_be_scattered(served, event_idx, indirect):
     pieces = [b"a", b"bc", bytearray(b"def"), memoryview(b"ghij"), array.array("H", [0x6C6B, 0x6E6D])]
@@ -107,6 +108,7 @@ def test_a_request_may_fill_the_whole_queue(served):
         assert driver.request([b"x"] * 32, [1] * 32, timeout=PATIENCE) == b"x" * 32
 
 
+@pytest.mark.fault("G08")
 def test_any_number_of_seeded_shapes_is_byte_exact(served):
     rng = random.Random(7)
     with Driver.attach(served.name) as driver:
@@ -232,6 +234,7 @@ def test_nothing_in_flight_is_nothing_to_wait_for(pair):
 # -- no room -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G01")
 def test_a_full_queue_says_so_and_nothing_stays_leased(pair):
     driver, device = pair
     requests = [driver.submit([b"x"]) for _ in range(64)]
@@ -259,6 +262,7 @@ def test_no_buffers_left_says_so_and_nothing_stays_leased(pair):
     assert driver.in_flight == 1
 
 
+@pytest.mark.fault("G01")
 def test_a_request_waits_for_room_and_not_for_a_miracle(served):
     with Driver.attach(served.name) as driver:
         pool = driver.ports[0].pool
@@ -285,6 +289,7 @@ def test_requests_that_gave_up_give_their_buffers_back_when_they_return(pair):
 # -- deadlines ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B10")
 def test_a_deadline_names_who_is_waited_for(pair):
     driver, _ = pair
     driver.submit([b"x"])
@@ -375,6 +380,7 @@ def test_failed_is_what_others_see_while_the_driver_stays(region, monkeypatch):
         driver.close()
 
 
+@pytest.mark.fault("B14")
 def test_after_another_device_came_with_other_features_they_are_negotiated_anew(region):
     device = Device.attach(region.name, features=0b11)
     with Driver.attach(region.name) as driver:
@@ -470,6 +476,7 @@ def test_a_request_in_flight_shows_and_releases_nothing(pair):
         pass  # it stays the device's
 
 
+@pytest.mark.fault("A30")
 def test_only_what_the_device_wrote_is_shown(pair):
     driver, device = pair
     with driver.submit([b"secret!!"], [64]) as first:
@@ -534,6 +541,7 @@ def test_output_can_be_taken_twice(pair):
 # -- reset -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B10")
 def test_a_reset_returns_what_was_lost_and_its_buffers_once(make_region):
     region = make_region(echo_spec(queues=2))
     region.start(lazy)
@@ -668,6 +676,7 @@ def test_a_device_that_was_replaced_unnoticed_is_gone_all_the_same(region):
                 driver.request(b"y", timeout=0)
 
 
+@pytest.mark.fault("B12")
 def test_a_device_that_needs_a_reset_is_not_waited_for(pair):
     driver, device = pair
     driver.submit([b"x"])
@@ -681,6 +690,7 @@ def test_a_device_that_needs_a_reset_is_not_waited_for(pair):
     driver.kick()  # all that can be kicked: none
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.parametrize("reason", ["x" * 5000, "\udcff\ud800", "", "é" * 500])
 def test_any_reason_reaches_the_driver(pair, reason):
     driver, device = pair

@@ -309,6 +309,7 @@ def hold_the_lock(me):
         me.recv()
 
 
+@pytest.mark.fault("D13")
 def test_a_lock_that_somebody_keeps_is_a_deadline_and_not_a_hang(start, elsewhere, monkeypatch):
     monkeypatch.setattr(names, "LOCK_TIMEOUT", 0.05)
     elsewhere.mkdir(0o700)
@@ -322,6 +323,7 @@ def test_a_lock_that_somebody_keeps_is_a_deadline_and_not_a_hang(start, elsewher
     sweep()
 
 
+@pytest.mark.fault("D13")
 def test_the_lock_of_a_killed_process_is_free(start):
     actor = start(hold_the_lock)
     actor.hear()
@@ -330,6 +332,7 @@ def test_the_lock_of_a_killed_process_is_free(start):
         pass
 
 
+@pytest.mark.fault("D13")
 def test_who_waits_for_the_lock_gets_it_when_it_is_free(start):
     first, second = start(hold_the_lock), start(hold_the_lock)
     ready = connection.wait([first.connection, second.connection], PATIENCE)

@@ -207,6 +207,7 @@ def test_a_device_that_left_after_features_ok_is_not_started(game):
     assert game.status == FEATURES_OK
 
 
+@pytest.mark.fault("B14")
 def test_features_offered_by_one_device_are_not_taken_for_those_of_its_successor(game):
     rich = V1 | spec.mask(spec.VIRTIO_F_EVENT_IDX)
     device, driver = game.device(rich), game.driver()

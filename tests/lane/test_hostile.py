@@ -38,29 +38,34 @@ def chain(*descriptors, table=None, heads=(0,)):
 
 FAR = 1 << 40
 DRIVERS = {
-    "an address outside": (chain((FAR, 5, 0, 0)), errors.GuestMemory),
-    "an address that wraps": (chain((2**64 - 2, 5, 0, 0)), errors.AddressOverflow),
-    "an end outside": (chain((4000, 97, 0, 0)), errors.GuestMemory),
-    "4 GiB": (chain((0, 2**32 - 1, 0, 0)), errors.GuestMemory),
-    "4 GiB in pieces": (chain((0, 4096, NEXT, 1), (0, 2**32 - 4096, 0, 0)), errors.ChainTooLong),
-    "a second piece outside": (chain((0, 5, NEXT, 1), (FAR, 5, 0, 0)), errors.GuestMemory),
-    "room for the answer outside": (chain((0, 5, NEXT, 1), (FAR, 5, WRITE, 0)), errors.GuestMemory),
-    "a loop of one": (chain((0, 5, NEXT, 0)), errors.DescriptorLoop),
-    "a loop of two": (chain((0, 5, NEXT, 1), (0, 5, NEXT, 0)), errors.DescriptorLoop),
-    "a next outside": (chain((0, 5, NEXT, 8)), errors.InvalidDescriptorIndex),
-    "a next far outside": (chain((0, 5, NEXT, 0xFFFF)), errors.InvalidDescriptorIndex),
-    "writable first": (chain((0, 5, WRITE | NEXT, 1), (8, 5, 0, 0)), errors.InvalidChain),
-    "a head outside": (chain(heads=(8,)), errors.InvalidDescriptorIndex),
-    "a head far outside": (chain(heads=(0xFFFF,)), errors.InvalidDescriptorIndex),
-    "an indirect table outside": (chain((FAR, 16, INDIRECT, 0)), errors.GuestMemory),
-    "an indirect table of 17 bytes": (chain((0, 17, INDIRECT, 0)), errors.InvalidIndirectDescriptorTable),
-    "an indirect table of none": (chain((0, 0, INDIRECT, 0)), errors.InvalidIndirectDescriptorTable),
-    "a table in a table": (chain((0, 16, INDIRECT, 0), table=1024), errors.InvalidIndirectDescriptor),
-    "a loop in a table": (chain((0, 1, NEXT, 1), (0, 1, NEXT, 0), table=1024), errors.DescriptorLoop),
-    "a table and a next": (chain((0, 16, INDIRECT | NEXT, 1)), errors.InvalidIndirectDescriptor),
-    "avail.idx far ahead": (lambda r: r.poke_idx(avail=9), errors.InvalidAvailRingIndex),
-    "avail.idx moved back": (lambda r: r.poke_idx(avail=0xFFFF), errors.InvalidAvailRingIndex),
+    "A14 an address outside": (chain((FAR, 5, 0, 0)), errors.GuestMemory),
+    "A13 an address that wraps": (chain((2**64 - 2, 5, 0, 0)), errors.AddressOverflow),
+    "A14 an end outside": (chain((4000, 97, 0, 0)), errors.GuestMemory),
+    "A14 4 GiB": (chain((0, 2**32 - 1, 0, 0)), errors.GuestMemory),
+    "A16 4 GiB in pieces": (chain((0, 4096, NEXT, 1), (0, 2**32 - 4096, 0, 0)), errors.ChainTooLong),
+    "A14 a second piece outside": (chain((0, 5, NEXT, 1), (FAR, 5, 0, 0)), errors.GuestMemory),
+    "A14 room for the answer outside": (chain((0, 5, NEXT, 1), (FAR, 5, WRITE, 0)), errors.GuestMemory),
+    "A03 a loop of one": (chain((0, 5, NEXT, 0)), errors.DescriptorLoop),
+    "A03 a loop of two": (chain((0, 5, NEXT, 1), (0, 5, NEXT, 0)), errors.DescriptorLoop),
+    "A02 a next outside": (chain((0, 5, NEXT, 8)), errors.InvalidDescriptorIndex),
+    "A02 a next far outside": (chain((0, 5, NEXT, 0xFFFF)), errors.InvalidDescriptorIndex),
+    "A11 writable first": (chain((0, 5, WRITE | NEXT, 1), (8, 5, 0, 0)), errors.InvalidChain),
+    "A01 a head outside": (chain(heads=(8,)), errors.InvalidDescriptorIndex),
+    "A01 a head far outside": (chain(heads=(0xFFFF,)), errors.InvalidDescriptorIndex),
+    "A14 an indirect table outside": (chain((FAR, 16, INDIRECT, 0)), errors.GuestMemory),
+    "A06 an indirect table of 17 bytes": (chain((0, 17, INDIRECT, 0)), errors.InvalidIndirectDescriptorTable),
+    "A06 an indirect table of none": (chain((0, 0, INDIRECT, 0)), errors.InvalidIndirectDescriptorTable),
+    "A05 a table in a table": (chain((0, 16, INDIRECT, 0), table=1024), errors.InvalidIndirectDescriptor),
+    "A04 a loop in a table": (chain((0, 1, NEXT, 1), (0, 1, NEXT, 0), table=1024), errors.DescriptorLoop),
+    "A08 a table and a next": (chain((0, 16, INDIRECT | NEXT, 1)), errors.InvalidIndirectDescriptor),
+    "A17 avail.idx far ahead": (lambda r: r.poke_idx(avail=9), errors.InvalidAvailRingIndex),
+    "A17 avail.idx moved back": (lambda r: r.poke_idx(avail=0xFFFF), errors.InvalidAvailRingIndex),
 }
+
+
+def marked(cases):
+    """A parameter for each case: its name begins with its row in the list of faults."""
+    return [pytest.param(*case, marks=pytest.mark.fault(name.split()[0]), id=name) for name, case in cases.items()]
 
 
 def assert_broken(r, violation):
@@ -76,7 +81,7 @@ def assert_broken(r, violation):
 
 
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-@pytest.mark.parametrize(("driver", "error"), DRIVERS.values(), ids=DRIVERS)
+@pytest.mark.parametrize(("driver", "error"), marked(DRIVERS))
 def test_a_driver_that_breaks_a_rule_is_named_and_the_lane_is_broken(lane, take, driver, error):
     r = lane()
     driver(r)
@@ -103,6 +108,7 @@ def test_an_indirect_table_that_was_not_negotiated_is_a_violation(lane, take):
     assert_broken(r, caught.value)
 
 
+@pytest.mark.fault("A26")
 def test_a_message_that_is_offered_twice_while_it_is_lent_is_a_violation(lane):
     r = lane()
     chain((0, 5, 0, 0), heads=(0, 0))(r)
@@ -119,6 +125,7 @@ def test_a_message_that_is_offered_twice_while_it_is_lent_is_a_violation(lane):
     assert r.used == 0
 
 
+@pytest.mark.fault("A20")
 def test_a_descriptor_that_changes_while_the_message_is_lent_changes_nothing(lane):
     r = lane()
     chain((0, 5, NEXT, 1), (64, 5, WRITE, 0))(r)
@@ -135,15 +142,15 @@ def test_a_descriptor_that_changes_while_the_message_is_lent_changes_nothing(lan
 # -- a hostile device --------------------------------------------------------------------------------------------------
 
 DEVICES = {
-    "an id outside": (lambda r: r.give_back(8), errors.InvalidUsedId),
-    "an id far outside": (lambda r: r.give_back(2**32 - 1), errors.InvalidUsedId),
-    "an id that is not in flight": (lambda r: r.give_back(5), errors.UsedIdNotInFlight),
-    "an id twice": (lambda r: [r.give_back(0), r.give_back(0)], errors.UsedIdNotInFlight),
-    "used.idx ahead": (lambda r: r.poke_idx(used=4), errors.InvalidUsedRingIndex),
-    "used.idx moved back": (lambda r: r.poke_idx(used=0xFFFF), errors.InvalidUsedRingIndex),
-    "bytes written to a message": (lambda r: r.give_back(0, 1), errors.InvalidUsedLength),
-    "4 GiB written": (lambda r: r.give_back(0, 2**32 - 1), errors.InvalidUsedLength),
-    "more written than the empty message has room for": (lambda r: r.give_back(2, 2), errors.InvalidUsedLength),
+    "B01 an id outside": (lambda r: r.give_back(8), errors.InvalidUsedId),
+    "B01 an id far outside": (lambda r: r.give_back(2**32 - 1), errors.InvalidUsedId),
+    "B02 an id that is not in flight": (lambda r: r.give_back(5), errors.UsedIdNotInFlight),
+    "B04 an id twice": (lambda r: [r.give_back(0), r.give_back(0)], errors.UsedIdNotInFlight),
+    "B08 used.idx ahead": (lambda r: r.poke_idx(used=4), errors.InvalidUsedRingIndex),
+    "B08 used.idx moved back": (lambda r: r.poke_idx(used=0xFFFF), errors.InvalidUsedRingIndex),
+    "A30 bytes written to a message": (lambda r: r.give_back(0, 1), errors.InvalidUsedLength),
+    "A30 4 GiB written": (lambda r: r.give_back(0, 2**32 - 1), errors.InvalidUsedLength),
+    "A30 more written than the empty message has room for": (lambda r: r.give_back(2, 2), errors.InvalidUsedLength),
 }
 OFFERS = {
     "reclaim": lambda r: r.outlet.reclaim(),
@@ -156,11 +163,11 @@ OFFERS = {
 
 
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
-@pytest.mark.parametrize(("device", "error"), DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize(("device", "error"), marked(DEVICES))
 def test_a_device_that_breaks_a_rule_is_named_and_the_lane_is_broken(lane, offer, device, error):
     r = lane()
     r.outlet.send_many([b"a" * 1500, b"b" * 1000, b""])
-    if offer is OFFERS["call that waits for its answer"] and device is DEVICES["used.idx ahead"][0]:
+    if offer is OFFERS["call that waits for its answer"] and device is DEVICES["B08 used.idx ahead"][0]:
         r.poke_idx(used=5)  # one more is in flight then
     else:
         device(r)
@@ -181,6 +188,7 @@ def test_a_device_that_breaks_a_rule_is_named_and_the_lane_is_broken(lane, offer
     assert r.drain() == [b"x" * 4096]
 
 
+@pytest.mark.fault("A30")
 @pytest.mark.parametrize("written", [4, 2**31, 2**32 - 1])
 def test_an_answer_longer_than_its_room_is_a_violation(lane, written):
     r = lane()
@@ -190,6 +198,7 @@ def test_an_answer_longer_than_its_room_is_a_violation(lane, written):
     assert r.outlet.broken is not None
 
 
+@pytest.mark.fault("B08")
 def test_a_device_that_takes_back_its_used_idx_does_not_keep_a_sender_busy(lane):
     """It shows that something came back, and then it did not: as often as it likes, but not past the deadline."""
     r = lane(2)

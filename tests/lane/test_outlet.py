@@ -166,6 +166,7 @@ def test_a_message_may_come_from_the_same_memory(lane):
 # -- room --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G08")
 @pytest.mark.parametrize("area", [64, 100, 4096])
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_a_message_may_be_as_large_as_the_whole_arena_but_no_larger(lane, area, size):
@@ -226,6 +227,7 @@ def test_a_message_beyond_what_a_chain_can_describe_is_too_large_whatever_the_ar
         gc.collect()
 
 
+@pytest.mark.fault("G01")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_a_full_lane_says_at_the_deadline_who_holds_what(lane, event_idx):
     r = lane(2, event_idx=event_idx)

@@ -94,6 +94,7 @@ def test_what_is_no_contiguous_bytes_is_refused_and_nothing_of_it_is_sent(pair, 
     give_back(receiver)
 
 
+@pytest.mark.fault("G08")
 def test_the_largest_message_takes_the_whole_lane_and_one_byte_more_is_refused_with_the_numbers(pair):
     sender, receiver = pair(buffers=8192)
     largest = bytes(range(256)) * 32
@@ -362,6 +363,7 @@ def pressing(me, name, what):
         me.recv()
 
 
+@pytest.mark.fault("G01")
 @BOTH
 @pytest.mark.parametrize("what", ["send", "send_many", "reserve", "flush"])
 def test_who_waits_for_room_wakes_up_when_there_is_some(make_channel, notify, what):
@@ -379,6 +381,7 @@ def test_who_waits_for_room_wakes_up_when_there_is_some(make_channel, notify, wh
     receiver.finish()
 
 
+@pytest.mark.fault("G01")
 @BOTH
 @pytest.mark.parametrize("timeout", [0, 0.001, 0.03])
 def test_no_room_until_the_deadline_names_who_holds_what(make_channel, notify, timeout):
@@ -414,6 +417,7 @@ def frozen_ones(me, name):
             receiver.recv()
 
 
+@pytest.mark.fault("C10")
 @BOTH
 def test_a_stopped_receiver_is_alive_and_goes_on_where_it_was(make_channel, notify):
     channel = make_channel(size=16, notify=notify)

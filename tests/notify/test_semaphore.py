@@ -68,6 +68,7 @@ def test_clear_consumes_and_never_blocks(semaphore, name):
     assert value_of(name) == 0
 
 
+@pytest.mark.fault("C05")
 def test_a_value_at_its_maximum_is_a_wake_up_and_costs_a_bounded_time(name):
     hostile = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=posix_ipc.SEMAPHORE_VALUE_MAX)
     hostile.close()

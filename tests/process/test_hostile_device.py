@@ -76,15 +76,15 @@ def idx_one_back(device):
 
 
 ATTACKS = {
-    id_out_of_range: InvalidUsedId,
-    id_that_is_huge: InvalidUsedId,
-    id_that_was_not_offered: UsedIdNotInFlight,
-    the_same_id_twice: UsedIdNotInFlight,
-    more_bytes_than_there_is_room_for: InvalidUsedLength,
-    far_more_bytes_than_there_is_room_for: InvalidUsedLength,
-    idx_beyond_what_is_in_flight: InvalidUsedRingIndex,
-    idx_far_beyond: InvalidUsedRingIndex,
-    idx_one_back: InvalidUsedRingIndex,
+    id_out_of_range: (InvalidUsedId, "B01"),
+    id_that_is_huge: (InvalidUsedId, "B01"),
+    id_that_was_not_offered: (UsedIdNotInFlight, "B02"),
+    the_same_id_twice: (UsedIdNotInFlight, "B04"),
+    more_bytes_than_there_is_room_for: (InvalidUsedLength, "A30"),
+    far_more_bytes_than_there_is_room_for: (InvalidUsedLength, "A30"),
+    idx_beyond_what_is_in_flight: (InvalidUsedRingIndex, "B08"),
+    idx_far_beyond: (InvalidUsedRingIndex, "B08"),
+    idx_one_back: (InvalidUsedRingIndex, "A17"),
 }
 
 
@@ -108,15 +108,21 @@ def misbehave(me, name, attack):
 
 
 @BOTH
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_a_false_used_element_is_named_and_the_other_queue_goes_on(make_region, notify, attack):
+@pytest.mark.parametrize(
+    ("attack", "violation"),
+    [
+        pytest.param(a.__name__, error, marks=pytest.mark.fault(row), id=a.__name__)
+        for a, (error, row) in ATTACKS.items()
+    ],
+)
+def test_a_false_used_element_is_named_and_the_other_queue_goes_on(make_region, notify, attack, violation):
     region = make_region(echo_spec(queues=2), notify=notify)
-    device = region.start(misbehave, attack.__name__)
+    device = region.start(misbehave, attack)
     with Driver.attach(region.name) as driver:
         free = driver.ports[0].pool.free
         requests = [driver.submit([b"x"], [8]) for _ in range(3)]
         driver.kick()
-        with pytest.raises(ATTACKS[attack], match="echo0 queue 0") as caught:
+        with pytest.raises(violation, match="echo0 queue 0") as caught:
             list(driver.completed(PATIENCE))
         assert isinstance(caught.value, PeerViolation)
         for _ in range(2):
@@ -135,6 +141,7 @@ def test_a_false_used_element_is_named_and_the_other_queue_goes_on(make_region, 
     device.close()
 
 
+@pytest.mark.fault("B15")
 @BOTH
 def test_a_storm_of_calls_without_work_is_waited_through(make_region, notify):
     region = make_region(notify=notify)

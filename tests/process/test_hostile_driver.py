@@ -155,27 +155,27 @@ def indirect_that_bites_its_tail(vandal):
     vandal.offer(0)
 
 
-ATTACKS = [
-    head_out_of_range,
-    head_far_out_of_range,
-    idx_too_far_ahead,
-    idx_one_back,
-    a_chain_that_bites_its_tail,
-    a_descriptor_that_follows_itself,
-    next_out_of_range,
-    address_of_nothing,
-    address_zero,
-    address_in_the_manifest,
-    a_buffer_that_leaves_memory,
-    a_buffer_that_passes_the_end_of_addresses,
-    readable_behind_writable,
-    indirect_of_no_length,
-    indirect_of_a_crooked_length,
-    indirect_of_nothing,
-    indirect_in_indirect,
-    indirect_and_next,
-    indirect_that_bites_its_tail,
-]
+ATTACKS = {  # and their rows
+    head_out_of_range: "A01",
+    head_far_out_of_range: "A01",
+    idx_too_far_ahead: "A17",
+    idx_one_back: "A17",
+    a_chain_that_bites_its_tail: "A03",
+    a_descriptor_that_follows_itself: "A03",
+    next_out_of_range: "A02",
+    address_of_nothing: "A14",
+    address_zero: "A14",
+    address_in_the_manifest: "A14",
+    a_buffer_that_leaves_memory: "A14",
+    a_buffer_that_passes_the_end_of_addresses: "A13",
+    readable_behind_writable: "A11",
+    indirect_of_no_length: "A06",
+    indirect_of_a_crooked_length: "A06",
+    indirect_of_nothing: "A14",
+    indirect_in_indirect: "A05",
+    indirect_and_next: "A08",
+    indirect_that_bites_its_tail: "A04",
+}
 
 
 def vandalise(me, name, attack):
@@ -197,14 +197,16 @@ def vandalise(me, name, attack):
         me.recv()
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(attack.__name__, marks=pytest.mark.fault(row)) for attack, row in ATTACKS.items()]
+)
 def test_a_malformed_chain_breaks_its_queue_is_reported_and_nobody_else_notices(make_region, start, attack):
     region = make_region(echo_spec("left", 2), echo_spec("right"))
     device = region.echo("left")
     region.echo("right")
     numbers = [b"%d" % number for number in range(100)]
     with Driver.attach(region.name, "right") as neighbour:
-        vandal = start(vandalise, region.name, attack.__name__)
+        vandal = start(vandalise, region.name, attack)
         assert vandal.hear() == "done"
         reasons = vandal.hear()
         assert list(reasons) == [0]
@@ -218,6 +220,7 @@ def test_a_malformed_chain_breaks_its_queue_is_reported_and_nobody_else_notices(
     assert device.end() == 0
 
 
+@pytest.mark.fault("A25")
 def test_a_broken_queue_costs_no_time(make_region, start):
     region = make_region(echo_spec("left", 2))
     device = region.echo("left")
@@ -231,6 +234,7 @@ def test_a_broken_queue_costs_no_time(make_region, start):
     assert device.cpu_seconds() - before < 0.1
 
 
+@pytest.mark.fault("B15")
 @BOTH
 def test_a_device_outlives_a_storm_of_kicks_without_work(make_region, start, notify):
     region = make_region(echo_spec("left", 2), notify=notify)
@@ -249,6 +253,7 @@ def storming(me, name):
         me.send(answers)
 
 
+@pytest.mark.fault("A26")
 @BOTH
 def test_heads_offered_twice_are_a_violation_and_no_double_answer(make_region, notify):
     region = make_region(echo_spec("left", 2), notify=notify)
@@ -311,6 +316,7 @@ def scribble(me, name, seed, rounds):
 # -- against the manifest ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B12")
 def test_a_manifest_that_somebody_overwrites_harms_nobody_inside_and_lets_nobody_in(served):
     with Driver.attach(served.name) as driver:
         fd, _, plan = open_plan(served.name)

@@ -116,20 +116,20 @@ def indirect_that_was_not_negotiated(vandal):
     vandal.offer(0)
 
 
-VANDALISM = [
-    head_out_of_range,
-    idx_too_far_ahead,
-    idx_one_back,
-    the_same_head_twice,
-    address_of_nothing,
-    address_zero,
-    a_message_that_leaves_memory,
-    a_message_that_passes_the_end_of_addresses,
-    a_chain_that_bites_its_tail,
-    next_out_of_range,
-    readable_behind_writable,
-    indirect_that_was_not_negotiated,
-]
+VANDALISM = {  # and their rows
+    head_out_of_range: "A01",
+    idx_too_far_ahead: "A17",
+    idx_one_back: "A17",
+    the_same_head_twice: "A26",
+    address_of_nothing: "A14",
+    address_zero: "A14",
+    a_message_that_leaves_memory: "A14",
+    a_message_that_passes_the_end_of_addresses: "A13",
+    a_chain_that_bites_its_tail: "A03",
+    next_out_of_range: "A02",
+    readable_behind_writable: "A11",
+    indirect_that_was_not_negotiated: "A05",
+}
 
 
 def take_for_ever(receiver, take):
@@ -164,11 +164,13 @@ def vandalise(me, name, attack):
 
 @BOTH
 @pytest.mark.parametrize("take", ["recv", "recv_many", "recv_view"])
-@pytest.mark.parametrize("attack", VANDALISM, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(attack.__name__, marks=pytest.mark.fault(row)) for attack, row in VANDALISM.items()]
+)
 def test_what_no_driver_may_write_is_named_told_and_over_after_a_reset(make_lane, start, notify, take, attack):
     channel = make_lane(notify)
     with Receiver.attach(channel.name) as receiver:
-        vandal = start(vandalise, channel.name, attack.__name__)
+        vandal = start(vandalise, channel.name, attack)
         with pytest.raises(PeerViolation, match=f"{channel.name}/lane") as caught:
             take_for_ever(receiver, take)
         assert isinstance(caught.value, ValueError)
@@ -230,13 +232,13 @@ def idx_far_beyond(memory, layout):
 
 
 FORGERIES = {
-    id_out_of_range: InvalidUsedId,
-    id_that_is_huge: InvalidUsedId,
-    id_that_was_not_offered: UsedIdNotInFlight,
-    the_same_id_twice: UsedIdNotInFlight,
-    bytes_written_to_a_message: InvalidUsedLength,
-    idx_beyond_what_is_in_flight: InvalidUsedRingIndex,
-    idx_far_beyond: InvalidUsedRingIndex,
+    id_out_of_range: (InvalidUsedId, "B01"),
+    id_that_is_huge: (InvalidUsedId, "B01"),
+    id_that_was_not_offered: (UsedIdNotInFlight, "B02"),
+    the_same_id_twice: (UsedIdNotInFlight, "B04"),
+    bytes_written_to_a_message: (InvalidUsedLength, "A30"),
+    idx_beyond_what_is_in_flight: (InvalidUsedRingIndex, "B08"),
+    idx_far_beyond: (InvalidUsedRingIndex, "B08"),
 }
 
 
@@ -259,13 +261,19 @@ def forge(me, name, forgery):
 
 
 @BOTH
-@pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: forgery.__name__)
-def test_what_no_device_may_write_is_named_and_over_after_a_reset(make_lane, notify, forgery):
+@pytest.mark.parametrize(
+    ("forgery", "violation"),
+    [
+        pytest.param(f.__name__, error, marks=pytest.mark.fault(row), id=f.__name__)
+        for f, (error, row) in FORGERIES.items()
+    ],
+)
+def test_what_no_device_may_write_is_named_and_over_after_a_reset(make_lane, notify, forgery, violation):
     channel = make_lane(notify)
-    actor = channel.start(forge, forgery.__name__)
+    actor = channel.start(forge, forgery)
     with Sender.attach(channel.name) as sender:
         sender.send_many([b"x"] * 3)
-        with pytest.raises(FORGERIES[forgery], match=f"{channel.name}/lane") as caught:
+        with pytest.raises(violation, match=f"{channel.name}/lane") as caught:
             sender.flush(PATIENCE)
         assert isinstance(caught.value, PeerViolation)
         for send in (lambda: sender.send(b"y"), lambda: sender.call(b"y", 1), sender.flush):
@@ -277,6 +285,7 @@ def test_what_no_device_may_write_is_named_and_over_after_a_reset(make_lane, not
             assert actor.hear() == b"%d" % number
 
 
+@pytest.mark.fault("A30")
 def test_an_answer_longer_than_its_room_is_named(make_lane):
     channel = make_lane()
     channel.start(overlong)

@@ -223,6 +223,7 @@ def test_after_all_three_were_killed_the_name_is_free_at_once(start, notify):
 # -- stopped, not killed -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C10")
 @BOTH
 def test_a_stopped_device_is_alive_and_nothing_is_lost_when_it_goes_on(make_region, notify):
     region = make_region(notify=notify)

@@ -124,6 +124,7 @@ def listening(me, name, lane, seed):
         me.send((stream.number, receiver.counts))
 
 
+@pytest.mark.fault("C09")
 @BOTH
 @pytest.mark.parametrize("event_idx", [True, False], ids=["EVENT_IDX", "flags"])
 @pytest.mark.parametrize("count", [10_000, pytest.param(120_000, marks=pytest.mark.long)])
@@ -165,6 +166,7 @@ def drinking(me, name, rounds, count):
             me.send(after["calls"] - before["calls"] + after["waits"] - before["waits"])
 
 
+@pytest.mark.fault("C09")
 def test_under_load_a_hundred_messages_cost_less_than_one_system_call(make_channel):
     """Kicks, calls and sleeps of both sides; on a machine that does other things, in the best of some rounds."""
     rounds, count = 12, 64 * 200

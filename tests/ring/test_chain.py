@@ -54,6 +54,7 @@ def test_a_direct_chain_is_walked_in_its_order(rig, placed, lengths, strict):
     assert r.device.pop() is None
 
 
+@pytest.mark.fault("A10")
 @given(placements(8), st.integers(0, 7), st.integers(0, 3), st.sampled_from([0, WRITE]), st.booleans(), st.data())
 def test_an_indirect_table_stands_for_its_descriptors(rig, placed, direct, spare, ignored, strict, data):
     """A10: zero or more direct descriptors, then one that refers to a table anywhere; its WRITE flag is ignored."""
@@ -79,6 +80,7 @@ def test_a_chain_may_be_as_long_as_the_queue(rig, strict):
         assert fields(r.device.pop()) == expected
 
 
+@pytest.mark.fault("A12")
 @POLICIES
 def test_a_zero_length_descriptor_is_an_empty_buffer(rig, strict):
     """A12: wherever it points; also if the whole chain is empty."""
@@ -102,6 +104,7 @@ def test_a_zero_length_descriptor_is_an_empty_buffer(rig, strict):
     assert r.used == 2
 
 
+@pytest.mark.fault("A28")
 @POLICIES
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF))
 def test_reserved_flag_bits_are_ignored(rig, strict, first, second):

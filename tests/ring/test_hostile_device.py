@@ -39,18 +39,19 @@ FAULTS = {
     "B01 id = 0xffffffff": (errors.InvalidUsedId, lambda r: r.give_back(0xFFFF_FFFF)),
     "B02 never offered": (errors.UsedIdNotInFlight, lambda r: r.give_back(5)),
     "B03 not a head": (errors.UsedIdNotInFlight, lambda r: r.give_back(2)),
-    "len: one more than writable": (errors.InvalidUsedLength, lambda r: r.give_back(1, 17)),
-    "len: nothing is writable": (errors.InvalidUsedLength, lambda r: r.give_back(0, 1)),
-    "len: 0xffffffff": (errors.InvalidUsedLength, lambda r: r.give_back(1, 0xFFFF_FFFF)),
+    "A30 one more than writable": (errors.InvalidUsedLength, lambda r: r.give_back(1, 17)),
+    "A30 nothing is writable": (errors.InvalidUsedLength, lambda r: r.give_back(0, 1)),
+    "A30 0xffffffff": (errors.InvalidUsedLength, lambda r: r.give_back(1, 0xFFFF_FFFF)),
     "B08 one more than in flight": (errors.InvalidUsedRingIndex, lambda r: r.poke_idx(used=r.start + 4)),
     "B08 a whole queue": (errors.InvalidUsedRingIndex, lambda r: r.poke_idx(used=r.start + SIZE)),
     "B08 half the circle": (errors.InvalidUsedRingIndex, lambda r: r.poke_idx(used=r.start + 32768)),
     "B08 back by one": (errors.InvalidUsedRingIndex, lambda r: r.poke_idx(used=r.start - 1)),
     "B08 back by many": (errors.InvalidUsedRingIndex, lambda r: r.poke_idx(used=r.start - 300)),
 }
+EACH = [pytest.param(name, marks=pytest.mark.fault(name.split()[0])) for name in FAULTS]
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("start", [0, 65535])
 def test_a_used_ring_that_breaks_a_rule_is_refused_by_name_and_stops_the_queue(rig, assert_stopped, name, start):
     error, write = FAULTS[name]
@@ -68,7 +69,8 @@ def test_a_used_ring_that_breaks_a_rule_is_refused_by_name_and_stops_the_queue(r
     assert all(wish <= i < wish + 2 for i in changed)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.fault("B10")
+@pytest.mark.parametrize("name", EACH)
 def test_no_buffer_is_lost_to_a_broken_device(rig, name):
     """B10: after the reset every chain in flight is handed back once, and the free list is whole."""
     error, write = FAULTS[name]
@@ -81,7 +83,7 @@ def test_no_buffer_is_lost_to_a_broken_device(rig, name):
     assert (r.driver.in_flight, r.driver.num_free) == (0, SIZE)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", EACH)
 def test_one_broken_used_ring_leaves_the_other_queues_alone(rig, name):
     error, write = FAULTS[name]
     r = busy(rig)
@@ -96,6 +98,7 @@ def test_one_broken_used_ring_leaves_the_other_queues_alone(rig, name):
     assert driver.broken is None
 
 
+@pytest.mark.fault("B04")
 @pytest.mark.parametrize("between", [(), (0,), (3, 0)], ids=["at once", "later", "when nothing is in flight"])
 def test_a_chain_cannot_be_returned_twice(rig, assert_stopped, between):
     """B04"""
@@ -110,6 +113,7 @@ def test_a_chain_cannot_be_returned_twice(rig, assert_stopped, between):
     assert sorted(r.driver.detach_unused()) == sorted({0, 3} - set(between))
 
 
+@pytest.mark.fault("B04")
 def test_the_same_id_twice_in_one_batch_is_reaped_once(rig, assert_stopped):
     """B04"""
     r = busy(rig)
@@ -122,6 +126,7 @@ def test_the_same_id_twice_in_one_batch_is_reaped_once(rig, assert_stopped):
     assert r.driver.in_flight == 2
 
 
+@pytest.mark.fault("B06")
 @pytest.mark.parametrize("written", [0, 1, 15, 16])
 def test_a_length_that_the_chain_can_hold_is_returned_as_it_is(rig, written):
     """B06: also 0, and less than the protocol on top needs."""
@@ -130,6 +135,7 @@ def test_a_length_that_the_chain_can_hold_is_returned_as_it_is(rig, written):
     assert r.driver.reap() == (1, written)
 
 
+@pytest.mark.fault("B11")
 @given(st.permutations(range(SIZE)), st.sampled_from([0, 65530, 65535]), st.integers(1, SIZE))
 def test_chains_may_come_back_in_any_order_and_in_bulk(rig, order, start, bulk):
     """B11: also across the wrap of the positions; afterwards the free list is a permutation."""
@@ -147,6 +153,7 @@ def test_chains_may_come_back_in_any_order_and_in_bulk(rig, order, start, bulk):
     assert sorted(all_tokens(r.driver, (r.buffers, 1))) == list(range(SIZE))
 
 
+@pytest.mark.fault("B04")
 @pytest.mark.parametrize("start", [0, 65533])
 def test_the_free_list_stays_a_permutation_through_chains_of_every_length(rig, start):
     r = rig(SIZE, indirect=False, start=start)
@@ -161,6 +168,7 @@ def test_the_free_list_stays_a_permutation_through_chains_of_every_length(rig, s
     assert sorted(all_tokens(r.driver, buffer)) == list(range(SIZE))
 
 
+@pytest.mark.fault("B09")
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.booleans(), st.lists(st.integers(0, 3), max_size=4))
 def test_garbage_in_used_flags_and_avail_event_costs_kicks_at_most(rig, flags, event, event_idx, batches):
     """B09: the answer is yes or no, and never an error; without EVENT_IDX only bit 0 of flags silences the driver."""
@@ -177,6 +185,7 @@ def test_garbage_in_used_flags_and_avail_event_costs_kicks_at_most(rig, flags, e
     assert r.driver.broken is None
 
 
+@pytest.mark.fault("B10")
 def test_a_device_that_never_answers_costs_a_none(rig):
     """B10: how long to wait is not the ring's affair; nothing is lost by asking."""
     r = busy(rig)

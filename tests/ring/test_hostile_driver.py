@@ -180,7 +180,10 @@ def _(r):
     r.poke_desc(1, r.buffers, 0xFFFF_FFFF, WRITE)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+EACH = [pytest.param(name, marks=pytest.mark.fault(name.split()[0])) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
 def test_a_malformed_chain_is_refused_by_name_and_stops_the_queue(rig, assert_stopped, name, event_idx):
     error, _, write = FAULTS[name]
@@ -196,7 +199,7 @@ def test_a_malformed_chain_is_refused_by_name_and_stops_the_queue(rig, assert_st
     assert r.bytes == before  # nothing was written: not into the buffers, and the chain was not returned
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_malformed_chain_stops_an_iteration_and_a_split_pop_too(rig, assert_stopped, name):
     error, _, write = FAULTS[name]
     for take in (lambda device: next(iter(device)), lambda device: device.chain(device.pop_head())):
@@ -208,7 +211,7 @@ def test_a_malformed_chain_stops_an_iteration_and_a_split_pop_too(rig, assert_st
         assert_stopped(r.device, caught.value)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_malformed_chain_just_ends_in_seed_policy(rig, name):
     _, prefix, write = FAULTS[name]
     r = rig(SIZE, strict=False)
@@ -227,7 +230,7 @@ def test_a_malformed_chain_just_ends_in_seed_policy(rig, name):
     assert [d.len for d in r.device.pop()] == [4]
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", EACH)
 def test_one_malformed_chain_leaves_the_other_queues_alone(rig, name):
     error, _, write = FAULTS[name]
     r = rig(SIZE)
@@ -291,6 +294,7 @@ class CountedMemory(GuestMemory):
         return sum(counter.reads for counter in self.counters)
 
 
+@pytest.mark.fault("A03", "A04")
 @pytest.mark.parametrize("size", [1, 8, 256, 4096])
 @pytest.mark.parametrize("table", [False, True], ids=["direct", "indirect"])
 def test_a_loop_is_found_after_at_most_a_queue_size_of_steps(rig, size, table):
@@ -308,6 +312,7 @@ def test_a_loop_is_found_after_at_most_a_queue_size_of_steps(rig, size, table):
     assert 2 * size <= r.memory.reads <= 2 * (size + 1) + 2
 
 
+@pytest.mark.fault("A25")
 def test_a_broken_queue_is_not_even_looked_at(rig):
     """A25: kicks may go on, the chain may stay at the head; it costs the device one comparison."""
     r = rig(memory=CountedMemory)
@@ -328,6 +333,7 @@ def test_a_broken_queue_is_not_even_looked_at(rig):
 # -- the available ring ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("A01")
 @pytest.mark.parametrize("head", [SIZE, SIZE + 1, 0x7FFF, 0x8000, 0xFFFF])
 def test_a_head_out_of_range_is_refused(rig, assert_stopped, head):
     """A01"""
@@ -357,6 +363,7 @@ def test_a_head_in_flight_cannot_be_offered_again(rig, assert_stopped):
     assert_stopped(r.device, caught.value)
 
 
+@pytest.mark.fault("A17")
 @pytest.mark.parametrize("size", [1, 2, 8, 256, 32768])
 @pytest.mark.parametrize("start", [0, 65530, 65535])
 def test_an_idx_further_ahead_than_the_queue_is_refused(rig, assert_stopped, size, start):
@@ -371,6 +378,7 @@ def test_an_idx_further_ahead_than_the_queue_is_refused(rig, assert_stopped, siz
         assert_stopped(r.device, caught.value)
 
 
+@pytest.mark.fault("A17")
 def test_an_idx_that_moves_back_is_found_when_it_is_looked_at_next(rig, assert_stopped):
     """A17: what was promised before has been taken by then; nothing is taken twice."""
     r = rig()
@@ -385,6 +393,7 @@ def test_an_idx_that_moves_back_is_found_when_it_is_looked_at_next(rig, assert_s
     assert_stopped(r.device, caught.value)
 
 
+@pytest.mark.fault("A18")
 @pytest.mark.parametrize("size", [1, 2, 8, 1024, 32768])
 @pytest.mark.parametrize("back", [0, 1, 5])
 def test_an_idx_a_whole_queue_ahead_is_accepted_also_across_the_wrap(rig, size, back):
@@ -400,6 +409,7 @@ def test_an_idx_a_whole_queue_ahead_is_accepted_also_across_the_wrap(rig, size, 
     assert [device.pop_head() for _ in range(size + 1)] == [*range(size), -1]
 
 
+@pytest.mark.fault("A25")
 @pytest.mark.parametrize("name", ["A17", "A01"])
 def test_a_violation_is_raised_once(rig, name):
     """A25: what comes afterwards is QueueBroken, which is local and refers to it."""
@@ -447,6 +457,7 @@ def test_the_rest_of_an_iteration_is_refused_after_a_violation(rig):
             call()
 
 
+@pytest.mark.fault("A26")
 def test_the_device_holds_no_more_chains_than_the_queue_has(rig):
     """A26: a driver that posts without end, and never reaps, is stopped when all heads are in flight."""
     r = rig()
@@ -463,6 +474,7 @@ def test_the_device_holds_no_more_chains_than_the_queue_has(rig):
     assert device.next_avail == SIZE
 
 
+@pytest.mark.fault("A28")
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.booleans(), st.integers(0, 4))
 def test_garbage_in_avail_flags_and_used_event_costs_the_liar_only(rig, flags, event, event_idx, count):
     """A28: the answer is yes or no, and never an error."""
@@ -480,6 +492,7 @@ def test_garbage_in_avail_flags_and_used_event_costs_the_liar_only(rig, flags, e
     assert r.device.broken is None
 
 
+@pytest.mark.fault("A30")
 @pytest.mark.parametrize("written", [9, 10, 0xFFFF_FFFF, 2**32, 2**63 - 1, -1, -(2**40)])
 def test_more_bytes_than_the_chain_holds_cannot_be_reported(rig, written):
     """A30: a local error; the chain is still there to be returned with the right number."""

@@ -45,6 +45,7 @@ def test_what_the_two_sides_write_shares_no_cache_line(size):
     assert layout.end % 64 == 0
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize("size", [0, 3, 6, 100, 32767, 32769, 65535, 65536, -8, 2**70])
 def test_a_size_that_cannot_be_is_refused(size):
     with pytest.raises(errors.InvalidSize):
@@ -60,6 +61,7 @@ def test_wrong_types_are_refused(wrong):
             make()
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -100,6 +102,7 @@ def overlaps(layout):
     return bool(cells[0] & cells[1] or cells[0] & cells[2] or cells[1] & cells[2])
 
 
+@pytest.mark.fault("A23")
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 20), st.integers(0, 160), st.integers(0, 80))
 def test_an_overlap_is_found_wherever_two_areas_share_a_byte(size, desc, avail, used):
     layout = SplitLayout(size, 16 * desc, 2 * avail, 4 * used)
@@ -110,6 +113,7 @@ def test_an_overlap_is_found_wherever_two_areas_share_a_byte(size, desc, avail, 
         layout.check()
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize("area", ["desc_table", "avail_ring", "used_ring"])
 def test_an_area_that_leaves_memory_is_refused(area):
     ends = {"desc_table": 128, "avail_ring": 22, "used_ring": 70}

@@ -358,6 +358,7 @@ def test_ten_times_round_the_circle(rig, size):
     assert r.device.next_avail == 65530
 
 
+@pytest.mark.fault("C09")
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
 @pytest.mark.parametrize("switch", range(4))
 def test_suppression_changes_how_often_one_is_woken_and_nothing_else(rig, event_idx, switch):

@@ -74,6 +74,7 @@ def indirect_chain(r):
     return [r.buffers + 8 * i for i in range(4)]
 
 
+@pytest.mark.fault("A20")
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "seed"])
 def test_the_device_fetches_each_word_once(rig, strict):
     """idx once for a look, the ring slot, and sixteen bytes of each descriptor of the chain; nothing else."""
@@ -90,6 +91,7 @@ def test_the_device_fetches_each_word_once(rig, strict):
     assert set(seen) == fields | ring
 
 
+@pytest.mark.fault("A20")
 def test_what_was_checked_is_what_is_used(rig):
     """The chain is checked and then used from one copy, although every second look would show something else."""
     r = rig(memory=ShiftyMemory)
@@ -103,6 +105,7 @@ def test_what_was_checked_is_what_is_used(rig):
     assert r.device.broken is None
 
 
+@pytest.mark.fault("A20")
 def test_the_driver_fetches_each_word_once(rig):
     """idx, and id and length of one element; never its own descriptors or available ring."""
     r = rig(memory=ShiftyMemory)
@@ -117,6 +120,7 @@ def test_the_driver_fetches_each_word_once(rig):
     assert set(seen) == {used + i for i in (2, 3, *range(4, 12))}
 
 
+@pytest.mark.fault("A20")
 def test_a_word_that_is_hostile_at_the_next_look_is_found_then(rig):
     """The memory above does turn hostile: a second look at avail.idx shows 65535."""
     r = rig(memory=ShiftyMemory)
@@ -210,11 +214,13 @@ def race(path, words, head_chain=lambda guest, layout: None):
     return seen
 
 
+@pytest.mark.fault("A20")
 def test_a_descriptor_rewritten_by_another_process_is_one_of_its_values_or_a_named_error(tmp_path):
     table = SplitLayout.at(BASE, 8).desc_table - BASE
     assert set(race(tmp_path / "memory", [(table, ADDRESSES), (table + 8, TAILS)])) <= OUTCOMES
 
 
+@pytest.mark.fault("A20")
 def test_an_indirect_table_rewritten_by_another_process_is_one_of_its_values_or_a_named_error(tmp_path):
     def refer(guest, layout):
         guest.write(layout.desc_table, TABLE.to_bytes(8, "little") + tail(64, INDIRECT).to_bytes(8, "little"))
@@ -223,6 +229,7 @@ def test_an_indirect_table_rewritten_by_another_process_is_one_of_its_values_or_
     assert set(seen) <= OUTCOMES - {"InvalidIndirectDescriptorTable"} | {"InvalidIndirectDescriptor"}
 
 
+@pytest.mark.fault("A20")
 def test_a_ring_rewritten_by_another_process_gives_one_of_its_heads_or_a_named_error(tmp_path):
     """avail.idx and the slot are two words, and may be of two moments; but each is one that was written."""
 

@@ -35,6 +35,7 @@ def configured(r, *, strict=False, event_idx=False):
 # -- configuration -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize("size", [0, -1, 3, 48, 32769, 65536, 2**70])
 def test_a_max_size_that_cannot_be_is_refused(size):
     with pytest.raises(errors.InvalidMaxSize):
@@ -58,6 +59,7 @@ def test_wrong_types_are_refused(wrong):
     assert queue.state() == FRESH
 
 
+@pytest.mark.fault("A23")
 @given(st.integers(-5, 70_000))
 def test_a_size_that_is_not_acceptable_changes_nothing(size):
     queue = Queue(256)
@@ -70,6 +72,7 @@ def test_a_size_that_is_not_acceptable_changes_nothing(size):
         assert queue.size == 256
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize("area", AREAS)
 @given(low=st.one_of(st.none(), st.integers(0, 2**32 - 1)), high=st.one_of(st.none(), st.integers(0, 2**32 - 1)))
 def test_an_address_is_written_by_halves_and_only_if_aligned(area, low, high):
@@ -181,6 +184,7 @@ def test_a_queue_serves_a_driver(rig, strict, event_idx):
     assert (queue.next_avail, queue.next_used) == (2, 2)
 
 
+@pytest.mark.fault("A01")
 def test_a_strict_queue_names_the_rule_and_stops_until_it_is_reset(rig):
     r = rig()
     queue = configured(r, strict=True)

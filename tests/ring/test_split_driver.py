@@ -152,6 +152,7 @@ def test_a_chain_has_at_most_2_to_the_32_minus_1_bytes(writable):
     driver.add([(0x1000, (1 << 18) - 1), *[buffer] * (16383 - writable)], [buffer] * writable)
 
 
+@pytest.mark.fault("G01")
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 def test_a_full_queue_refuses_and_overwrites_nothing(rig, indirect):
     """G01"""
@@ -223,6 +224,7 @@ def test_a_call_not_asked_for_during_a_whole_lap_is_not_lost(rig):
     assert device.needs_notification() is True
 
 
+@pytest.mark.fault("C09")
 @given(st.lists(st.integers(0, 4), max_size=12), st.booleans())
 def test_there_are_never_more_kicks_than_messages(rig, batches, event_idx):
     """C09: however eagerly the device asks to be kicked."""
@@ -297,6 +299,7 @@ def test_a_wrong_count_to_call_after_is_refused(rig, wrong):
 # -- reset, position, tables -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B10")
 def test_after_a_reset_every_chain_in_flight_is_handed_back_once(rig):
     """B10"""
     r = rig(indirect=False)

@@ -120,6 +120,7 @@ def test_a_split_behind_the_end_changes_nothing(offset):
     assert reader.read() == b"abcd"
 
 
+@pytest.mark.fault("B06")
 def test_a_short_buffer_is_an_invalid_chain_and_the_end_of_a_file():
     with pytest.raises(ShortBuffer) as caught:
         Reader([memoryview(b"ab")]).read_exact(3)
@@ -127,6 +128,7 @@ def test_a_short_buffer_is_an_invalid_chain_and_the_end_of_a_file():
     assert isinstance(caught.value, EOFError)
 
 
+@pytest.mark.fault("A29")
 def test_nothing_can_be_written_into_what_the_device_may_only_read(rig):
     """A29: the writer has the device-writable bytes and no others; the reader's views are read-only."""
     r = rig()
@@ -141,6 +143,7 @@ def test_nothing_can_be_written_into_what_the_device_may_only_read(rig):
     assert r.device.broken is None
 
 
+@pytest.mark.fault("A30", "B06")
 def test_an_answer_longer_than_a_short_one_is_kept_from_stale_bytes(rig):
     """A30, B06: the driver learns how many bytes were written, and a reader over them says if they are too few."""
     r = rig()
@@ -155,6 +158,7 @@ def test_an_answer_longer_than_a_short_one_is_kept_from_stale_bytes(rig):
         answer.read_exact(16)
 
 
+@pytest.mark.fault("G08")
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.lists(st.integers(1, 300), min_size=1, max_size=8))
 def test_scattered_messages_arrive_byte_for_byte(rig, sources, sinks):
     """G08: any number of segments at odd offsets, direct or through an indirect table."""

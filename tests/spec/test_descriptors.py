@@ -117,6 +117,7 @@ def test_no_readable_descriptor_stands_behind_a_writable_one(bench, indirect, re
 # -- 2.7.5 the descriptor table ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("A29")
 @pytest.mark.spec("2.7.5.1-device-1")
 @POLICIES
 @INDIRECTLY
@@ -137,6 +138,7 @@ def test_the_device_writes_to_writable_buffers_only(bench, strict, indirect):
     assert b"".join(rig.peek(*buffer) for buffer in outbound) == b"w" * 32
 
 
+@pytest.mark.fault("A11")
 @pytest.mark.spec("2.7.5.1-device-1")
 @POLICIES
 def test_the_device_does_not_write_to_readable_buffers_of_a_chain_in_wrong_order(bench, strict):
@@ -152,6 +154,7 @@ def test_the_device_does_not_write_to_readable_buffers_of_a_chain_in_wrong_order
     assert rig.peek(*readable) == b"r" * 16
 
 
+@pytest.mark.fault("A29")
 @pytest.mark.spec("2.7.5.1-device-1")
 @POLICIES
 def test_the_device_gets_readable_buffers_as_read_only_views(bench, strict):
@@ -296,6 +299,7 @@ def test_indirect_and_next_never_stand_together(bench, indirect):
         assert not any(d.flags & INDIRECT and d.flags & NEXT for d in chain)
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.spec("2.7.5.3.2-device-1")
 @POLICIES
 @pytest.mark.parametrize("on_the_table", [0, WRITE])
@@ -312,6 +316,7 @@ def test_write_on_the_descriptor_of_an_indirect_table_means_nothing(bench, stric
     assert chain.reader().read() == b"r" * 16
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.spec("2.7.5.3.2-device-2")
 @POLICIES
 @pytest.mark.parametrize("inside", [1, 2])
@@ -327,6 +332,7 @@ def test_plain_descriptors_may_stand_before_one_with_an_indirect_table(bench, st
     assert chain.reader().read() == b"".join(bytes([i]) * 16 for i in range(plain + inside))
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.spec("2.7.5.3.2-device-2")
 def test_a_full_queue_of_plain_descriptors_may_end_in_an_indirect_table_of_one(bench):
     rig = bench(indirect=True)

@@ -244,6 +244,7 @@ def test_a_device_in_need_of_a_reset_announces_it_if_driver_ok_is_set(control, t
     assert ("needs_reset" in dict(side.driver.events)) is (to == 15)
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.spec("2.1.2-device-2")
 def test_the_driver_hears_that_its_device_needs_a_reset(world):
     device = world.device()

@@ -122,6 +122,7 @@ def test_a_feature_accepted_without_what_it_requires_is_refused():
         check_accepted(VERSION_1 | 0b1111, VERSION_1 | 0b1000, REQUIRES)
 
 
+@pytest.mark.fault("B14")
 @pytest.mark.spec("2.2.2-device-2")
 def test_a_device_that_came_later_is_not_started_with_features_of_its_predecessor(control):
     side = control(offered=VERSION_1 | 1 << 5)

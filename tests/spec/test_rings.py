@@ -154,6 +154,7 @@ def test_the_reported_bytes_are_written_from_the_first_writable_one_on(bench, si
     assert rig.used().ring[0] == (chain.head_index, fits)
 
 
+@pytest.mark.fault("A30")
 @pytest.mark.spec("2.7.8.2-device-2")
 def test_more_bytes_than_the_chain_can_hold_are_not_reported(bench):
     rig = bench()
@@ -166,6 +167,7 @@ def test_more_bytes_than_the_chain_can_hold_are_not_reported(bench):
     rig.device.add_used(head, 24)
 
 
+@pytest.mark.fault("B06")
 @pytest.mark.spec("2.7.8.3-driver-1")
 @pytest.mark.parametrize("written", [0, 1, 15, 16])
 def test_reap_tells_how_many_bytes_may_be_looked_at(bench, written):
@@ -175,6 +177,7 @@ def test_reap_tells_how_many_bytes_may_be_looked_at(bench, written):
     assert rig.driver.reap() == (token, written)
 
 
+@pytest.mark.fault("A30")
 @pytest.mark.spec("2.7.8.3-driver-1")
 @pytest.mark.parametrize("written", [17, 80, 0xFFFF_FFFF])
 def test_a_length_beyond_the_writable_bytes_is_not_believed(bench, written):
