@@ -172,8 +172,8 @@ class Sender(PutWords, End):
         if left != 0:
             self.show_counts()
             outlet.waits += 1
-            self._ears.listen(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
-            if after > 1 and not outlet.used() and not deadline.expired:
+            news = self._ears.listen(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
+            if after > 1 and not news and not outlet.used() and not deadline.expired:
                 if outlet.enable_notification():
                     return self._remember_work()
                 self._ears.listen(driver.sleep_limit(deadline.remaining()))
