@@ -383,23 +383,27 @@ def test_who_waits_for_room_wakes_up_when_there_is_some(make_channel, notify, wh
 
 
 @BOTH
-def test_a_receiver_that_leaves_while_its_sender_falls_asleep_is_not_waited_for(pair, monkeypatch, notify):
+@pytest.mark.parametrize("late", [False, True], ids=["asleep", "just awake"])
+def test_a_receiver_that_leaves_while_its_sender_falls_asleep_is_not_waited_for(pair, monkeypatch, notify, late):
     """It sleeps in two steps; what it hears in the first must not be slept over in the second."""
     sender, receiver = pair(size=8, notify=notify)
     assert fill(sender) == 8
     listen, slept = sender._ears.listen, []
 
     def falling_asleep(seconds):
-        if not slept:
+        if not receiver._endpoint._closed:
             receiver.close()
             wait_until(lambda: select.select([sender._endpoint.fileno()], [], [], 0)[0], "its sender is told")
+            if late:
+                sender._endpoint.hear()
+                return False
         slept.append(seconds)
         return listen(seconds)
 
     monkeypatch.setattr(sender._ears, "listen", falling_asleep)
     with pytest.raises(PeerGone):
         sender.send(b"y", PATIENCE)
-    assert len(slept) == 1
+    assert len(slept) == (0 if late else 1)
 
 
 @pytest.mark.fault("G01")

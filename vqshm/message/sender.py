@@ -172,8 +172,9 @@ class Sender(PutWords, End):
         if left != 0:
             self.show_counts()
             outlet.waits += 1
-            news = self._ears.listen(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
-            if after > 1 and not news and not outlet.used() and not deadline.expired:
+            self._ears.listen(driver.sleep_limit(left if after < 2 else min(left or 1, _SHORT_SLEEP)))
+            if after > 1 and not outlet.used() and not deadline.expired:
+                driver.check()  # what was heard in the first sleep would not end the second one
                 if outlet.enable_notification():
                     return self._remember_work()
                 self._ears.listen(driver.sleep_limit(deadline.remaining()))
