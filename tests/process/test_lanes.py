@@ -431,6 +431,7 @@ def test_random_kills_of_receivers_wedge_no_sender(make_channel, start, notify, 
     rng = random.Random(kills)
     actor = start(dying, channel.name, "receiver", 0)
     with Sender.attach(channel.name, timeout=PATIENCE) as sender:
+        assert sender._ears  # which are made when it first sleeps
         before = descriptors()
         for seed in range(kills):
             for _ in range(rng.randrange(300)):

@@ -72,8 +72,9 @@ class Ears:
 
     def follow(self) -> None:
         """Watch the processes that are the peers now, and no others."""
-        for number in range(len(self._ends)):
-            self._follow(number)
+        if self._epoll is not None:
+            for number in range(len(self._ends)):
+                self._follow(number)
 
     def listen(self, seconds: float | None) -> bool:
         """Sleep at most so long until there is news, and take it in: whether there was any."""
