@@ -124,6 +124,7 @@ def test_a_closing_region_ends_a_waiting_and_a_serving_device(make_region):
 # -- several queues ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G06")
 def test_queues_are_served_in_turn_however_full_one_is(make_region):
     region = make_region(echo_spec(queues=3))
     with Device.attach(region.name) as device, Driver.attach(region.name) as driver:
@@ -136,6 +137,23 @@ def test_queues_are_served_in_turn_however_full_one_is(make_region):
             order.append(int(chain.reader().read()))
             device.complete(chain)
         assert order == [0, 1, 2] * 5 + [0] * 35
+
+
+@pytest.mark.fault("G06")
+def test_sixty_four_queues_are_served_in_turn(make_region):
+    """However many are full: between two chains of one queue, each of the others has its turn."""
+    queues = 64
+    region = make_region(echo_spec(queues=queues, size=16, buffers=4096))
+    with Device.attach(region.name) as device, Driver.attach(region.name) as driver:
+        device.wait_driver(PATIENCE)
+        for queue in range(queues):
+            for _ in range(10):
+                driver.submit([b"%d" % queue], queue=queue)
+        order = []
+        while (chain := device.pop()) is not None:
+            order.append(int(chain.reader().read()))
+            device.complete(chain)
+        assert order == list(range(queues)) * 10
 
 
 def test_chains_may_be_returned_in_any_order(pair):

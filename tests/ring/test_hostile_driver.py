@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 import mmap
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqshm import errors
+from vqshm import core, errors
 from vqshm.memory import GuestMemory, Region
 from vqshm.ring import QueueConfig, SplitLayout
 
@@ -472,6 +473,51 @@ def test_the_device_holds_no_more_chains_than_the_queue_has(rig):
     with pytest.raises(errors.InvalidChain):
         device.pop()
     assert device.next_avail == SIZE
+
+
+@pytest.mark.fault("A26")
+def test_a_driver_that_posts_and_never_reaps_costs_the_device_no_memory(rig):
+    r = rig()
+    device = r.device
+    r.poke_desc(0, r.buffers, 4)
+
+    def lap(count):
+        for _ in range(count):
+            r.offer(0)
+            device.add_used(device.pop().head_index, 0)
+
+    lap(100)
+    tracemalloc.start()
+    try:
+        lap(100)
+        before = tracemalloc.get_traced_memory()[0]
+        lap(200_000 if core.kind() == "compiled" else 20_000)
+        assert tracemalloc.get_traced_memory()[0] - before < 4096
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.fault("A16")
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_chain_of_small_buffers_has_at_most_2_to_the_32_minus_1_bytes(rig, beyond):
+    """The same buffer, named 2^15 times: each length is harmless, the sum is not."""
+    r = rig(32768, indirect=False)
+    count, length = 32768, 1 << 17
+    memory = GuestMemory([(0x1_0000, r.bytes), (1 << 32, mmap.mmap(-1, length))])
+    device = r.config.device(memory)
+    for i in range(count):
+        last = i + 1 == count
+        r.poke_desc(i, 1 << 32, length if not last else length - 1 + beyond, WRITE | (0 if last else NEXT), i + 1)
+    r.offer(0)
+    if beyond:
+        with pytest.raises(errors.ChainTooLong):
+            device.pop()
+        assert device.broken is not None
+    else:
+        chain = device.pop()
+        assert chain.writable_bytes == 0xFFFF_FFFF
+        device.add_used(0, 0xFFFF_FFFF)
+        assert r.peek(r.layout.used_ring + 4, 8) == struct.pack("<II", 0, 0xFFFF_FFFF)
 
 
 @pytest.mark.fault("A28")
