@@ -1,0 +1,231 @@
+"""Mutants: one protection taken out of the real source of the rings, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+import __future__
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vqshm_scenarios import ReceiverKeeper, exchange, lane
+
+from vqshm.lane.inlet import Inlet
+from vqshm.lane.outlet import Outlet
+from vqshm.notify.wait import Block
+from vqshm.ring import split_device, split_driver
+from vqshm.ring.split_device import DeviceQueue
+from vqshm.ring.split_driver import DriverQueue
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`owner.name` with each `old` replaced by `new`, and the scenario in which that must be noticed."""
+
+    what: str
+    owner: Any
+    name: str
+    edits: tuple[tuple[str, str], ...]
+    scenario: Callable[[], Any] = field(repr=False)
+    model: str = "tso"
+
+    @contextlib.contextmanager
+    def planted(self):
+        """While this holds, the mutant runs."""
+        function = getattr(self.owner, self.name)
+        source = textwrap.dedent(inspect.getsource(function))
+        for old, new in self.edits:
+            if source.count(old) != 1:
+                raise LookupError(f"{self.what}: {old!r} stands {source.count(old)} times in {self.name}")
+            source = source.replace(old, new)
+        found: dict[str, Any] = {}
+        code = compile(source, self.what, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+        exec(code, function.__globals__, found)
+        setattr(self.owner, self.name, found[self.name])
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.name, function)
+
+
+flags = partial(exchange, event_idx=False)
+crowded = partial(exchange, 2, batch=2, lazy=True)
+wrapping = partial(exchange, 2, start=0xFFFF, batch=2, lazy=True)
+full = partial(lane, 3, held=1, room=1)
+many = partial(lane, 3, many=True)
+
+FENCE = (("atomic.fence()", "pass"),)
+ARM_BLINDLY = (("return self.used() >= after", "return False"),)
+ARM_LATE = (
+    ("after = max(", "seen = self.used()\n    after = max("),
+    ("return self.used() >= after", "return seen >= after"),
+)
+DEVICE_LOOK = "return atomic.load_u16(self._avail, _IDX) != self.next_avail"
+DEVICE_ARM_BLINDLY = ((DEVICE_LOOK, "return False"),)
+DEVICE_ARM_LATE = (
+    ("if self.event_idx:", "seen = atomic.load_u16(self._avail, _IDX)\n    if self.event_idx:"),
+    (DEVICE_LOOK, "return seen != self.next_avail"),
+)
+ASK = "(new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF"
+EQUALITY = ((ASK, "new == (event + 1) & 0xFFFF"),)
+PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)"
+SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
+FILL = "last = self._fill_chain(readable, writable)"
+ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
+HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
+LOOK_FIRST = "if self.last_used == self._used_seen and self.used() == 0:"
+
+MUTANTS = [
+    # C02: without a fence
+    Mutant("driver: no fence before asking", DriverQueue, "needs_kick", FENCE, exchange),
+    Mutant("driver, flags: no fence before asking", DriverQueue, "needs_kick", FENCE, flags),
+    Mutant("driver: no fence after arming", DriverQueue, "enable_notification", FENCE, exchange),
+    Mutant("driver, flags: no fence after arming", DriverQueue, "enable_notification", FENCE, flags),
+    Mutant("device: no fence before asking", DeviceQueue, "needs_notification", FENCE, exchange),
+    Mutant("device, flags: no fence before asking", DeviceQueue, "needs_notification", FENCE, flags),
+    Mutant("device: no fence after arming", DeviceQueue, "enable_notification", FENCE, exchange),
+    Mutant("device, flags: no fence after arming", DeviceQueue, "enable_notification", FENCE, flags),
+    Mutant("outlet: no fence before asking", DriverQueue, "publish_and_ask", FENCE, lane),
+    Mutant("inlet: no fence before asking", DeviceQueue, "needs_notification", FENCE, lane),
+    # C03: without a second look
+    Mutant("driver: no look after arming", DriverQueue, "enable_notification", ARM_BLINDLY, exchange),
+    Mutant("driver, flags: no look after arming", DriverQueue, "enable_notification", ARM_BLINDLY, flags),
+    Mutant("driver: looks before arming", DriverQueue, "enable_notification", ARM_LATE, exchange),
+    Mutant("device: no look after arming", DeviceQueue, "enable_notification", DEVICE_ARM_BLINDLY, exchange),
+    Mutant("device, flags: no look", DeviceQueue, "enable_notification", DEVICE_ARM_BLINDLY, flags),
+    Mutant("device: looks before arming", DeviceQueue, "enable_notification", DEVICE_ARM_LATE, exchange),
+    Mutant("outlet: no look after arming", DriverQueue, "enable_notification", ARM_BLINDLY, lane),
+    Mutant("inlet: no look after arming", DeviceQueue, "enable_notification", DEVICE_ARM_BLINDLY, lane),
+    Mutant("waiting: sleeps without arming", Block, "wait", (("if not arm():", "if True:"),), exchange),
+    Mutant(
+        "receiver: sleeps without arming",
+        ReceiverKeeper,
+        "sleep",
+        (("inlet.available() or inlet.enable_notification()", "inlet.available()"),),
+        lane,
+    ),
+    # whether to wake
+    Mutant("driver: compares for equality", split_driver, "need_event", EQUALITY, crowded),
+    Mutant("device: compares for equality", split_device, "need_event", EQUALITY, crowded),
+    Mutant("driver: compares without wrapping", split_driver, "need_event", ((ASK, "old <= event < new"),), wrapping),
+    Mutant("device: compares without wrapping", split_device, "need_event", ((ASK, "old <= event < new"),), wrapping),
+    Mutant("driver: wakes always", split_driver, "need_event", ((ASK, "True"),), exchange),
+    Mutant("device: wakes always", split_device, "need_event", ((ASK, "True"),), exchange),
+    Mutant(
+        "outlet: forgets all but the last published",
+        DriverQueue,
+        "publish_and_ask",
+        (("new, old)", "new, (new - 1) & 0xFFFF)"),),
+        many,
+    ),
+    # the order of publishing
+    Mutant("driver: idx before ring", DriverQueue, "_offer", ((PUT_HEAD, f"{SHOW_NEXT}; {PUT_HEAD}"),), exchange),
+    Mutant(
+        "driver: idx and ring before descriptor",
+        DriverQueue,
+        "add",
+        ((FILL, f"{PUT_HEAD}; {SHOW_NEXT}; {FILL}"),),
+        exchange,
+    ),
+    Mutant(
+        "device: idx before element",
+        DeviceQueue,
+        "_return",
+        (("used = self._used\n", "used = self._used; atomic.store_u16(used, _IDX, (self.next_used + 1) & 0xFFFF)\n"),),
+        exchange,
+    ),
+    Mutant(
+        "driver: element before idx",
+        DriverQueue,
+        "reap_head",
+        (
+            (
+                LOOK_FIRST,
+                f"early = {ELEMENT}\n    {LOOK_FIRST}",
+            ),
+            ("head = atomic.get_u32(used, offset)", "head = early"),
+        ),
+        partial(exchange, lazy=True),
+    ),
+    Mutant(
+        "device: head before idx",
+        DeviceQueue,
+        "pop_head",
+        (
+            (
+                "if self.strict:",
+                f"early = {HEAD}\n    if True:",
+            ),
+            ("return self._take()", "self._take(); return early"),
+        ),
+        exchange,
+    ),
+    Mutant(
+        "inlet: asks before it shows",
+        Inlet,
+        "tell",
+        (
+            ("self.publish_used()", "pass"),
+            ("self.calls_suppressed += 1", "self.calls_suppressed += 1\n    self.publish_used()"),
+        ),
+        lane,
+    ),
+    # who owns what
+    Mutant(
+        "driver: a chain of two is freed as one",
+        DriverQueue,
+        "_release",
+        (("self.num_free += self._parts[head]", "self.num_free += 1"),),
+        partial(exchange, pairs=True),
+    ),
+    Mutant(
+        "driver: the free list loses what comes back late",
+        DriverQueue,
+        "_release",
+        (("self._link[self._last[head]] = self._free", "self._link[self._last[head]] = 0"),),
+        partial(exchange, 2, 4, batch=2, lazy=True),
+    ),
+    Mutant(
+        "inlet: gives back, then copies",
+        Inlet,
+        "_receive",
+        (
+            ("data = atomic.copy(", "self._give_back(head, 0, length)\n        data = atomic.copy("),
+            ("    self._give_back(head, 0, length)\n    return data", "    return data"),
+        ),
+        full,
+    ),
+    Mutant(
+        "inlet: waits without telling",
+        Inlet,
+        "_wait_long",
+        (
+            ("self.tell()\n        if self.pace", "if self.pace"),
+            ("self.tell()\n        if not self.keeper", "if not self.keeper"),
+        ),
+        partial(lane, 3, held=4),
+    ),
+    Mutant(
+        "outlet: waits without showing",
+        Outlet,
+        "_start_waiting",
+        (("self._published != self._avail_idx", "False"),),
+        many,
+    ),
+    # what release and acquire are for (x86 does it unasked)
+    Mutant("driver: idx without release", DriverQueue, "publish", (("store_u16", "put_u16"),), exchange, "c11"),
+    Mutant("device: idx without release", DeviceQueue, "publish_used", (("store_u16", "put_u16"),), exchange, "c11"),
+    Mutant("driver: idx without acquire", DriverQueue, "used", (("load_u16", "get_u16"),), exchange, "c11"),
+    Mutant("device: idx without acquire", DeviceQueue, "_look", (("load_u16", "get_u16"),), exchange, "c11"),
+    Mutant(
+        "outlet: idx without release",
+        DriverQueue,
+        "publish_and_ask",
+        (("store_u16(self._avail, _IDX", "put_u16(self._avail, _IDX"),),
+        lane,
+        "c11",
+    ),
+]
