@@ -81,6 +81,9 @@ def main() -> int:
             except explorer.Violation as violation:
                 print(violation)
                 return 1
+            except RuntimeError as error:  # the limit
+                print(error, file=sys.stderr)
+                return 2
             print(f"{model}: {result}, {time.monotonic() - start:.1f} s")
     return 0
 

@@ -6,10 +6,6 @@ in a ring of two or four. `tools/explore.py` runs larger ones.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from vqshm_explorer import Explorer, Scenario, Violation
 from vqshm_memory_models import MODELS
@@ -17,8 +13,6 @@ from vqshm_mutants import MUTANTS, Mutant
 from vqshm_scenarios import BASE, exchange, lane
 
 from vqshm import core
-
-TOOL = Path(__file__).parents[2] / "tools" / "explore.py"
 
 pytestmark = [
     pytest.mark.fault("H04"),
@@ -254,23 +248,3 @@ def test_a_death_leaves_the_stores_before_it_and_no_others(model, left):
 def test_too_many_states_are_an_error_and_no_silence():
     with pytest.raises(RuntimeError, match="more than 100 states"):
         explore(exchange(2), limit=100)
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_explores_and_tells():
-    done = run_tool("exchange", "--count", "1", "--model", "tso", "c11")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" states, ") == 2
-
-
-def test_the_command_shows_how_a_mutant_fails():
-    done = run_tool("exchange", "--mutant", "device: no fence after arming")
-    assert done.returncode == 1
-    assert "sleeps for ever" in done.stdout
-    assert "becomes visible" in done.stdout
-
-
-def run_tool(*arguments):
-    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, check=False, timeout=100)
