@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -137,6 +138,55 @@ def test_a_descriptor_that_changes_while_the_message_is_lent_changes_nothing(lan
     r.inlet.tell()
     assert r.peek(r.area + 64, 5) == b"12345"
     assert r.peek(r.layout.used_ring + 4, 8) == struct.pack("<II", 0, 5)
+
+
+@pytest.mark.fault("A16", "A26")
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_a_message_that_names_the_same_memory_often_is_refused_before_it_is_copied(lane, take):
+    """The specification allows such a chain; but it would make us allocate what nobody has."""
+    r = lane(8)
+    r.inlet.limit = 4096
+    chain(*((0, 4096, NEXT, i + 1) for i in range(7)), (0, 4096, 0, 0))(r)
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.ChainTooLong, match="32768 bytes to read, 4096 are the limit") as caught:
+            take(r)
+        assert tracemalloc.get_traced_memory()[1] < 30_000
+    finally:
+        tracemalloc.stop()
+    assert_broken(r, caught.value)
+
+
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_limit_holds_for_messages_of_one_piece_and_of_several(lane, take, pieces):
+    for count, refused in ((100, False), (101, True)):
+        r = lane()
+        r.inlet.limit = 100
+        chain((0, 50, NEXT, 1), (64, count - 50, 0, 0))(r) if pieces == 2 else chain((0, count, 0, 0))(r)
+        if refused:
+            with pytest.raises(errors.ChainTooLong) as caught:
+                take(r)
+            assert_broken(r, caught.value)
+        else:
+            take(r)
+            assert r.inlet.broken is None
+
+
+@pytest.mark.fault("A16", "A26")
+def test_many_messages_that_name_the_same_memory_are_received_a_few_at_a_time(lane):
+    """So that a queue full of them is never more than two of them in our memory."""
+    r = lane(8)
+    r.inlet.limit = 4096
+    for head in range(8):
+        r.poke_desc(head, r.area, 3000)
+        r.offer(head)
+    got = []
+    while r.inlet.available():
+        got.append(r.inlet.recv_many(100, 0))
+        assert sum(map(len, got[-1])) < 2 * 4096
+    assert [len(message) for batch in got for message in batch] == [3000] * 8
+    assert r.inlet.broken is None
 
 
 # -- a hostile device --------------------------------------------------------------------------------------------------

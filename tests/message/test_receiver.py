@@ -13,6 +13,7 @@ from vqshm_harness import BOTH, PATIENCE, wait_until
 
 from vqshm import Receiver, Sender
 from vqshm.errors import (
+    ChainTooLong,
     DeadlineExceeded,
     EndOfMessages,
     InvalidState,
@@ -20,6 +21,7 @@ from vqshm.errors import (
     NoMessage,
     NoRoom,
     PeerGone,
+    PeerViolation,
     QueueEmpty,
 )
 
@@ -439,3 +441,26 @@ def test_a_closed_receiver_receives_nothing(pair):
     ):
         with pytest.raises(InvalidState, match="handle is closed"):
             receive()
+
+
+# -- a limit -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_beyond_the_limit_of_its_receiver_is_a_violation_of_the_sender(make_channel):
+    channel = make_channel()
+    with Receiver.attach(channel.name, limit=100) as receiver, Sender.attach(channel.name) as sender:
+        sender.send(bytes(100))
+        assert receiver.recv(PATIENCE) == bytes(100)
+        sender.send(bytes(101))
+        with pytest.raises(ChainTooLong, match="100 are the limit") as caught:
+            receiver.recv(PATIENCE)
+        assert isinstance(caught.value, PeerViolation)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused_and_takes_no_role(make_channel, limit):
+    channel = make_channel()
+    with pytest.raises(ValueError, match="at least 1 byte"):
+        Receiver.attach(channel.name, limit=limit)
+    with Receiver.attach(channel.name):
+        pass

@@ -167,12 +167,14 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.mark.fault("C12")
 def test_adaptive_spins_before_it_arms(clock):
     looks = iter([False] * 20)
     strategy = Adaptive(spin=50e-6)
     assert strategy.wait(lambda: next(looks, True), lambda: pytest.fail("armed"), clock.park, NEVER)
 
 
+@pytest.mark.fault("C12")
 def test_adaptive_spins_less_after_long_waits_and_fully_after_a_short_one(clock):
     def wait(looks_in_vain: int) -> float:
         looks = iter([False] * looks_in_vain)

@@ -64,6 +64,13 @@ def idx_too_far_ahead(vandal):
     vandal.offer(0, index=SIZE + 1)
 
 
+def the_same_buffer_often(vandal):
+    """More bytes in all than there is memory, so that a handler that reads them would have to find some."""
+    for i in range(SIZE):
+        vandal.descriptor(i, vandal.buffers, 1 << 17, NEXT if i + 1 < SIZE else 0, i + 1)
+    vandal.offer(0)
+
+
 def idx_one_back(vandal):
     vandal.offer(index=0xFFFF)
 
@@ -174,6 +181,7 @@ ATTACKS = {  # and their rows
     indirect_of_nothing: "A14",
     indirect_in_indirect: "A05",
     indirect_and_next: "A08",
+    the_same_buffer_often: "A16",
     indirect_that_bites_its_tail: "A04",
 }
 

@@ -65,6 +65,12 @@ def idx_too_far_ahead(vandal):
     vandal.offer(index=SIZE + 1)
 
 
+def the_same_memory_often(vandal):
+    for i in range(SIZE):
+        vandal.descriptor(i, vandal.buffers, 1 << 15, NEXT if i + 1 < SIZE else 0, i + 1)
+    vandal.offer(0)
+
+
 def idx_one_back(vandal):
     vandal.offer(index=0xFFFF)
 
@@ -127,6 +133,7 @@ VANDALISM = {  # and their rows
     a_message_that_passes_the_end_of_addresses: "A13",
     a_chain_that_bites_its_tail: "A03",
     next_out_of_range: "A02",
+    the_same_memory_often: "A16",
     readable_behind_writable: "A11",
     indirect_that_was_not_negotiated: "A05",
 }

@@ -59,6 +59,8 @@ class DevicePort(_Port[DeviceQueue]):
         cells: DeviceCounters,
     ) -> None:
         super().__init__(plan.number, config.device(memory), kick, call, cells)
+        # A handler copies what it reads: never more than there is, however often a driver names the same memory.
+        self.queue.limit = sum(region.end - region.start for region in memory.regions)
 
     def pop(self) -> DescriptorChain | None:
         """The next chain; None if there is none, or the queue is broken. Raises the PeerViolation that breaks it."""

@@ -30,7 +30,7 @@ cdef class Inlet(DeviceQueue):
     cdef object _layout
 
     cpdef bytes recv(self, object timeout=*)
-    @cython.locals(count=int, messages=list)
+    @cython.locals(count=int, messages=list, enough="long long")
     cpdef list recv_many(self, Py_ssize_t limit, object timeout=*)
     @cython.locals(loan=Loan, head=int, desc=atomic.Region, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
     cpdef Loan recv_view(self, object timeout=*)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from vqshm import spec
 from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
 from vqshm.lane import serving
 from vqshm.lane.alone import ALONE
@@ -67,6 +68,8 @@ class InletKeeper(Protocol):
 class Inlet(DeviceQueue):
     """The device's end of a lane: `bell` calls the driver; `area_bytes` is the size of the driver's arena.
 
+    A message of more than `limit` bytes breaks the lane, as one does that names memory outside of it.
+
     For one thread at a time: who comes while another one waits gets InvalidState.
     """
 
@@ -105,9 +108,11 @@ class Inlet(DeviceQueue):
         event_idx: bool = True,
         indirect: bool = True,
         area_bytes: int = _HELD_BYTES << 3,
+        limit: int = spec.MAX_CHAIN_BYTES,
         name: str = "lane",
     ) -> None:
         super().__init__(memory, layout, event_idx=event_idx, indirect=indirect, name=name)
+        self.limit = limit
         self._most_held_bytes = min(_HELD_BYTES, area_bytes >> 3)
         self._layout = layout
         self._low = self._high = 0  # bounds of the guest region last seen, and the window over it
@@ -148,7 +153,10 @@ class Inlet(DeviceQueue):
         return self._receive()
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
-        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`."""
+        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`.
+
+        Ends early once they have as many bytes as one message may have: a driver may name the same memory often.
+        """
         if limit < 1:
             raise ValueError(f"cannot receive {limit} messages: at least 1")
         self._await_message(timeout)
@@ -157,8 +165,9 @@ class Inlet(DeviceQueue):
             count = self._look()
         count = min(count, limit)
         messages: list[bytes] = []
+        enough = self.bytes_in + self.limit
         try:
-            while count > 0 and self.next_avail != self._avail_seen:
+            while count > 0 and self.next_avail != self._avail_seen and self.bytes_in < enough:
                 messages.append(self._receive())
                 count -= 1
         except PeerViolation:
@@ -184,7 +193,7 @@ class Inlet(DeviceQueue):
         addr = atomic.get_u64(desc, 16 * head)
         rest = atomic.get_u64(desc, 16 * head + 8)
         length = rest & _LENGTH
-        if (rest >> 32) & 7 == 0 and self._inside(addr, length):
+        if (rest >> 32) & 7 == 0 and length <= self.limit and self._inside(addr, length):
             loan._lent = new_lent(self._window, addr - self._low, length, readonly=True)
         else:
             loan._chain = self.chain(head)
@@ -217,7 +226,7 @@ class Inlet(DeviceQueue):
         addr = atomic.get_u64(desc, 16 * head)
         rest = atomic.get_u64(desc, 16 * head + 8)
         length = rest & _LENGTH
-        if (rest >> 32) & 7 == 0 and self._inside(addr, length):
+        if (rest >> 32) & 7 == 0 and length <= self.limit and self._inside(addr, length):
             data = atomic.copy(self._window, addr - self._low, length)
         else:
             return self._receive_chain(head)

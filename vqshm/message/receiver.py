@@ -49,14 +49,21 @@ class Receiver(GetWords, End):
     """The receiving end of a lane; see `attach`. For one thread at a time. A context manager."""
 
     @classmethod
-    def attach(cls, region: str, device: str | None = None, *, timeout: float | None = 5.0) -> Self:
+    def attach(
+        cls, region: str, device: str | None = None, *, timeout: float | None = 5.0, limit: int | None = None
+    ) -> Self:
         """Take the receiving end of a lane. The sender may come later: `recv` waits for it.
 
-        `device`: the lane's name; None if there is only one. Raises NotFound, RoleTaken, CoordinatorGone,
-        UntrustedPeer, DeadlineExceeded; RuleError for a device that is no lane.
+        `device`: the lane's name; None if there is only one. `limit`: bytes that a message may have, if not as many as
+        the lane has room for; with a larger one its sender breaks the rules. Raises NotFound, RoleTaken,
+        CoordinatorGone, UntrustedPeer, DeadlineExceeded, ValueError; RuleError for a device that is no lane.
         """
+        if limit is not None and limit < 1:
+            raise ValueError(f"a message may have at least 1 byte, not {limit}")
         device_role = LaneDevice.attach(region, device, timeout=timeout)
         try:
+            if limit is not None:
+                device_role.inlet.limit = limit
             return cls(device_role)
         except BaseException:
             device_role.close()
@@ -247,7 +254,8 @@ class LaneDevice(DeviceRole):
         if self._inlet is None:
             (queue,) = self.plan.queues
             name = f"{self.region}/{self.plan.name}"
-            self._inlet = Inlet(self.memory, queue.layout, self.calls[0], area_bytes=queue.buffers.length, name=name)
+            room = queue.buffers.length
+            self._inlet = Inlet(self.memory, queue.layout, self.calls[0], area_bytes=room, limit=room, name=name)
             self._inlet.ready = False
         return self._inlet
 

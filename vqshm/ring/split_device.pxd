@@ -13,6 +13,7 @@ cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT
 cdef class DeviceQueue(Half):
     cdef readonly bint indirect, strict
     cdef readonly int next_avail, next_used
+    cdef public long long limit
     cdef int _avail_seen
     cdef long long _num_added
     cdef unsigned long long[::1] _shadow

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vqshm import spec
 from vqshm.errors import (
+    ChainTooLong,
     InvalidAvailRingIndex,
     InvalidChain,
     InvalidDescriptorIndex,
@@ -51,6 +52,7 @@ class DeviceQueue(Half):
         "_taken",
         "_walk",
         "indirect",
+        "limit",
         "next_avail",
         "next_used",
         "strict",
@@ -68,6 +70,7 @@ class DeviceQueue(Half):
     ) -> None:
         self.indirect = indirect
         self.strict = strict
+        self.limit = spec.MAX_CHAIN_BYTES  # device-readable ones of a chain; fewer where somebody copies them
         self.next_avail = 0  # position of the next chain to take, u16
         self.next_used = 0  # position of the next used element, u16
         self._avail_seen = 0  # avail.idx when last looked at
@@ -157,6 +160,10 @@ class DeviceQueue(Half):
             return new_chain(self._walk, head, self)
         try:
             chain = new_chain(self._walk, head, self)
+            if chain.readable_bytes > self.limit:  # a driver may name the same memory often
+                raise ChainTooLong(
+                    f"the chain has {chain.readable_bytes} bytes to read, {self.limit} are the limit here"
+                )
         except RuleError as error:
             error.facts["head"] = head
             raise self._violation(error) from None
