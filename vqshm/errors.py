@@ -37,11 +37,13 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   │   └── StaleSession              its coordinator has ended, but others still work in the region
     │   ├── ShmFull (OSError ENOSPC)      the pages cannot be reserved
     │   ├── UntrustedPeer (PermissionError)
+    │   ├── ReadOnlyMemory (PermissionError, TypeError)  a write into memory that was mapped to be looked at
     │   ├── OutOfBuffers (BlockingIOError)  the buffer pool has no room for the request
     │   └── MissingExtra (ImportError)    an optional package; the message is the pip command
     ├── PeerViolation                     whoever shares the memory or the socket broke a rule
     │   ├── (every RuleError, as `blame_peer` returns it)
     │   ├── ProtocolError                 a malformed, oversized or misplaced control message
+    │   ├── RegionShrunk                  somebody cut the memory that all share
     │   └── DeviceNeedsReset              the device gave up: its status says so             [2.1.2]
     └── PeerGone (ConnectionError)        a process ended; with pid and what was in flight
         ├── EndOfMessages (EOFError)      the sender has left, and everything it sent was received
@@ -240,6 +242,10 @@ class UntrustedPeer(LocalError, PermissionError):
     """A shared object or a peer belongs to another user."""
 
 
+class ReadOnlyMemory(LocalError, PermissionError, TypeError):
+    """Memory that was mapped to be looked at was written to; nothing was changed."""
+
+
 class OutOfBuffers(LocalError, BlockingIOError):
     """The buffer pool has no room for the request now."""
 
@@ -257,6 +263,10 @@ class PeerViolation(VqshmError):
 
 class ProtocolError(PeerViolation):
     """A control message was malformed, too large, too deep or in the wrong place."""
+
+
+class RegionShrunk(PeerViolation):
+    """Somebody cut a region short: what lies behind its new end is gone. A sealed region (memfd) cannot be cut."""
 
 
 class DeviceNeedsReset(PeerViolation, RuntimeError):

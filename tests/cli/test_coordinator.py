@@ -130,3 +130,14 @@ def test_names_are_numbered_where_none_is_given():
 
     wanted = [Wanted("echo", ""), Wanted("echo", "echo0"), Wanted("blk", ""), Wanted("echo", "")]
     assert [device.name for device in _named(wanted)] == ["echo1", "echo0", "blk0", "echo2"]
+
+
+def test_a_region_in_sealed_memory_is_listed_looked_into_and_cleaned(serve, run, name, left):
+    running = serve("--device", "echo", "--memory", "memfd", "--lock")
+    assert "sealed memory (memfd)" in running.seen
+    assert left() == [f"{name}.memfd", f"{name}.sock"]  # nothing in /dev/shm
+    assert name in run("ls").stdout
+    assert "echo0" in run("stat", name).stdout
+    running.end(signal.SIGKILL)
+    assert f"removed {name}: its coordinator has ended" in run("clean").stdout
+    assert name not in run("ls").stdout

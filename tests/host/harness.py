@@ -59,9 +59,9 @@ def echo_spec(name: str = "echo0", queues: int = 1, size: int = 64, buffers: int
 # -- actors that many tests want ---------------------------------------------------------------------------------------
 
 
-def coordinate(me, name, devices, notify="eventfd"):
+def coordinate(me, name, devices, notify="eventfd", memory="named"):
     """A coordinator, until the test says anything or ends."""
-    with Coordinator(name, devices, notify=notify) as coordinator:
+    with Coordinator(name, devices, notify=notify, memory=memory) as coordinator:
         me.send("ready")
         coordinator.serve(stop=me.fileno())
 
@@ -208,12 +208,12 @@ class Actor:
 class Region:
     """A region with its coordinator process."""
 
-    def __init__(self, nursery: Nursery, devices, notify: str, name: str | None) -> None:
+    def __init__(self, nursery: Nursery, devices, notify: str, name: str | None, memory: str) -> None:
         self.name = name or new_name()
         self.notify = notify
         self._nursery = nursery
         self.actors: list[Actor] = []
-        self.coordinator = nursery.start(coordinate, self.name, tuple(devices), notify)
+        self.coordinator = nursery.start(coordinate, self.name, tuple(devices), notify, memory)
         assert self.coordinator.hear() == "ready"
 
     def start(self, function, *args) -> Actor:
@@ -293,8 +293,8 @@ def make_region(nursery):
     """Make a region in a coordinator process of its own; by default with one echo device."""
     regions = []
 
-    def make(*devices: DeviceSpec, notify: str = "eventfd", name: str | None = None) -> Region:
-        regions.append(Region(nursery, devices or (echo_spec(),), notify, name))
+    def make(*devices: DeviceSpec, notify: str = "eventfd", name: str | None = None, memory: str = "named") -> Region:
+        regions.append(Region(nursery, devices or (echo_spec(),), notify, name, memory))
         return regions[-1]
 
     yield make

@@ -169,8 +169,9 @@ def race(me, name):
 
 
 @pytest.mark.fault("D11")
-def test_of_two_coordinators_that_start_at_once_exactly_one_wins(start, name):
-    for _ in range(100):
+@pytest.mark.parametrize("times", [20, pytest.param(100, marks=pytest.mark.long)])
+def test_of_two_coordinators_that_start_at_once_exactly_one_wins(start, name, times):
+    for _ in range(times):
         racers = [start(race, name), start(race, name)]
         assert [racer.hear() for racer in racers] == ["at the start"] * 2
         for racer in racers:
@@ -220,7 +221,7 @@ def test_a_region_is_not_found_before_it_is_whole(name, monkeypatch):
         seen.append(look_at(name).condition)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vqshm.host.coordinator.write_manifest", look)
+    monkeypatch.setattr("vqshm.host.ground.write_manifest", look)
     before = descriptors()
     with pytest.raises(KeyboardInterrupt):
         Coordinator(name, [echo_spec()], notify="semaphore")
@@ -248,14 +249,16 @@ def test_a_region_is_not_found_before_it_is_whole(name, monkeypatch):
         (("manyqueues", [echo_spec(queues=127, buffers=1)]), RuleError),
         (("huge", [echo_spec(buffers=1 << 40)]), RuleError),
         (("toobig", [echo_spec(buffers=1 << 39)]), ShmFull),
-        (("other", [echo_spec()], "pigeon"), ValueError),
+        (("other", [echo_spec()], {"notify": "pigeon"}), ValueError),
+        (("other", [echo_spec()], {"memory": "stone"}), ValueError),
+        (("other", [echo_spec()], {"memory": "memfd", "notify": "semaphore"}), ValueError),
     ],
 )
 def test_an_impossible_region_is_refused_and_leaves_nothing(arguments, error):
     before = descriptors(), shm.existing()
-    name, devices, *notify = arguments
+    name, devices, *options = arguments
     with pytest.raises(error):
-        Coordinator(name, devices, **({"notify": notify[0]} if notify else {}))
+        Coordinator(name, devices, **(options[0] if options else {}))
     assert name not in shm.existing()
     assert descriptors() == before[0]
 

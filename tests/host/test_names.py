@@ -134,6 +134,11 @@ def test_a_plan_opens_no_descriptor_when_it_raises(name):
     assert descriptors() == before
 
 
+def test_a_region_that_does_not_exist_comes_with_a_list_of_those_that_do(region):
+    with pytest.raises(NotFound, match=rf"no region 'nobody'.*{region.name}"):
+        open_plan("nobody")
+
+
 @pytest.mark.parametrize("bad", ["UPPER", "with space", "x" * 60, "[a-z]*"])
 def test_files_that_cannot_be_regions_are_passed_over(bad):
     path(bad).write_bytes(b"somebody's")

@@ -16,7 +16,7 @@ import pytest
 from vqshm_harness import clear_away, descriptors, new_name
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
-from vqshm.host import shm
+from vqshm.host import pages, shm
 
 PAGE = 4096
 OTHER_USER = 4242
@@ -55,7 +55,7 @@ def test_an_object_is_its_users_alone_whatever_the_umask(name, umask):
 def test_an_object_is_made_of_zeros_and_shared(name, flat):
     made = shm.create(name, 3 * PAGE)
     fd, size = shm.open_object(name)
-    mapped = shm.map_object(fd, size)
+    mapped = pages.map_object(fd, size)
     os.close(fd)
     assert size == 3 * PAGE
     assert mapped[:] == bytes(size)
@@ -87,7 +87,7 @@ def test_a_symlink_under_the_name_is_not_followed(name, tmp_path):
 def test_a_mapping_that_may_only_read_cannot_write(name):
     shm.create(name, PAGE).close()
     fd, size = shm.open_object(name, writable=False)
-    mapped = shm.map_object(fd, size, writable=False)
+    mapped = pages.map_object(fd, size, writable=False)
     os.close(fd)
     with pytest.raises(TypeError):
         mapped[0] = 1
@@ -165,10 +165,9 @@ def test_a_full_shared_memory_is_an_error_and_never_sigbus(name):
 # -- opening -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_does_not_exist_comes_with_a_list_of_those_that_do(name, flat):
-    shm.create(name, PAGE).close()
-    with pytest.raises(NotFound, match=rf"no region 'nobody'.*{name}"):
-        shm.open_object("nobody")
+def test_a_name_that_does_not_exist_is_not_found(name, flat):
+    with pytest.raises(NotFound, match=f"no region '{name}'"):
+        shm.open_object(name)
 
 
 @root_only

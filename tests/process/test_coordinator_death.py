@@ -181,7 +181,7 @@ def half_way(me, name, notify, point):
     """A coordinator that stops when it comes to a certain step of making its region, to be killed there."""
     from types import SimpleNamespace
 
-    from vqshm.host import coordinator
+    from vqshm.host import ground, pages
     from vqshm.memory import atomic
     from vqshm.transport import manifest
 
@@ -197,10 +197,10 @@ def half_way(me, name, notify, point):
     places = {
         "mode": (os, "fchmod"),
         "pages": (os, "posix_fallocate"),
-        "mapping": (shm.mmap, "mmap"),
+        "mapping": (pages.mmap, "mmap"),
         "doorbells": (Coordinator, "_doorbells"),
         "socket": (socket.socket, "bind"),
-        "header": (coordinator, "write_manifest"),
+        "header": (ground, "write_manifest"),
     }
     if point == "magic":
         manifest.atomic = SimpleNamespace(store_u64=store, fence=atomic.fence)

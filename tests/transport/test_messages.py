@@ -28,6 +28,8 @@ def values(field: Field) -> st.SearchStrategy:
     """Everything that a field may hold."""
     if field.choices:
         return st.sampled_from(field.choices)
+    if field.type is bool:
+        return st.booleans()
     if field.type is int:
         return st.integers(field.least, field.most)
     if field.type is str:
@@ -63,6 +65,8 @@ def test_the_largest_message_of_each_type_fits_into_a_frame(name):
     def largest(field: Field) -> object:
         if field.choices:
             return max(field.choices, key=len)
+        if field.type is bool:
+            return True
         if field.type is int:
             return field.most
         if field.type is list:
@@ -155,7 +159,7 @@ def test_a_message_that_is_too_long_is_not_sent():
 def test_only_some_messages_carry_descriptors():
     attached = {"type": "attached", "index": 0, "region": "r", "notify": "eventfd", "status": 0, "features": 0}
     attached |= {"peer_pid": 0, "peer_start_time": 0}
-    assert frozenset({"attached"}) == CARRY_FDS
+    assert frozenset({"attached", "opened"}) == CARRY_FDS
     decode(encode(attached, MAX_FDS), MAX_FDS)
     with pytest.raises(ProtocolError):
         encode(attached, MAX_FDS + 1)

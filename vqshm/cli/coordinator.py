@@ -19,7 +19,8 @@ from rich.text import Text
 from vqshm import spec
 from vqshm.cli.app import EXIT_INTERRUPTED
 from vqshm.cli.console import BAD, DIM, GOOD, STRONG, Size, console, grid, plain
-from vqshm.host import Coordinator
+from vqshm.host import Coordinator, Hints, MemoryKind
+from vqshm.host.ground import MEMORY_KINDS
 from vqshm.host.names import socket_path
 from vqshm.host.shm import DIRECTORY, object_name
 from vqshm.transport import DeviceSpec, QueueSpec
@@ -103,6 +104,16 @@ class DeviceOption(WantedType):
     show_default=True,
     help="How the two sides wake each other.",
 )
+@click.option(
+    "--memory",
+    type=click.Choice(MEMORY_KINDS),
+    default="named",
+    show_default=True,
+    help="A name in /dev/shm, or sealed memory without one, which nobody can cut.",
+)
+@click.option("--huge-pages", is_flag=True, help="Back the region with huge pages, if the machine has them.")
+@click.option("--lock", is_flag=True, help="Never swap the region out, if the limits allow that.")
+@click.option("--numa-node", type=click.IntRange(0, 1023), help="Take the memory from this NUMA node first.")
 @click.pass_context
 def coordinator(
     ctx: click.Context,
@@ -113,6 +124,10 @@ def coordinator(
     queue_size: int,
     buffer_bytes: int,
     notify: str,
+    memory: MemoryKind,
+    huge_pages: bool,
+    lock: bool,
+    numa_node: int | None,
 ) -> None:
     """Make the region NAME (default: demo), and serve it until Ctrl-C or SIGTERM; then remove it.
 
@@ -121,12 +136,15 @@ def coordinator(
     screen = console()
     queue = QueueSpec(queue_size, buffer_bytes)
     wanted = _named(devices or [Wanted("zblock", "")])
+    hints = Hints(huge_pages, lock, numa_node)
+    if (memory, notify) == ("memfd", "semaphore"):
+        raise click.UsageError("a region without a name has no semaphores: --memory memfd needs --notify eventfd")
     specs = [DeviceSpec(device.name, KINDS[device.kind].device_id, (queue,) * queues) for device in wanted]
     with _noted_signals() as (noted, stop):
-        with _Watched(name, specs, notify=notify) as region:  # type: ignore[arg-type]  # click.Choice said so
-            _print_plan(screen, region.plan, name, notify)
+        with _Watched(name, specs, notify=notify, memory=memory, hints=hints) as region:  # type: ignore[arg-type]  # click.Choice said so
+            _print_plan(screen, region.plan, name, memory, notify)
             _print_next(screen, name, wanted)
-            region.journal = _Journal(Observer(name), lambda text: screen.print(text, soft_wrap=True))
+            region.journal = _Journal(Observer.of(region), lambda text: screen.print(text, soft_wrap=True))
             region.serve(stop)
         screen.print(f"region {name} removed")
         if signal.SIGINT in noted:
@@ -171,10 +189,9 @@ def _noted_signals() -> Iterator[tuple[list[int], int]]:
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def _print_plan(screen: Console, plan: Plan, name: str, notify: str) -> None:
-    head = (
-        Text("region ").append(name, STRONG).append(f"  {in_bytes(plan.total_bytes)}  {DIRECTORY}{object_name(name)}")
-    )
+def _print_plan(screen: Console, plan: Plan, name: str, memory: MemoryKind, notify: str) -> None:
+    where = f"{DIRECTORY}{object_name(name)}" if memory == "named" else "sealed memory (memfd)"
+    head = Text("region ").append(name, STRONG).append(f"  {in_bytes(plan.total_bytes)}  {where}")
     screen.print(head.append(f"  {notify}", DIM), soft_wrap=True)
     screen.print(Text(f"socket {socket_path(name)}", DIM), soft_wrap=True)
     screen.print()

@@ -3,10 +3,12 @@
 from vqshm.host.coordinator import Coordinator
 from vqshm.host.device import Device, Handler
 from vqshm.host.driver import Driver
+from vqshm.host.ground import MemoryKind
 from vqshm.host.handle import Handle
 from vqshm.host.launcher import Launched, launch
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.host.names import Condition, Found, look_at, look_at_all, open_plan, sweep
+from vqshm.host.pages import Hints
 from vqshm.host.ports import DevicePort, DriverPort
 from vqshm.host.request import Lease, Request
 
@@ -20,8 +22,10 @@ __all__ = [
     "Found",
     "Handle",
     "Handler",
+    "Hints",
     "Launched",
     "Lease",
+    "MemoryKind",
     "ProcessId",
     "Request",
     "Watch",

@@ -25,17 +25,16 @@ from vqshm import errors
 from vqshm.errors import (
     ForkedHandle,
     InvalidState,
-    NameInUse,
-    NotFound,
     PeerGone,
     ProtocolError,
     RuleError,
-    StaleSession,
     UntrustedPeer,
     VqshmError,
 )
-from vqshm.host import names, sessions, shm
+from vqshm.host import names
+from vqshm.host.ground import MEMORY_KINDS, Ground, MemoryKind, take_name
 from vqshm.host.liveness import ProcessId, Watch
+from vqshm.host.pages import NO_HINTS, Hints
 from vqshm.host.slot import Slot
 from vqshm.memory import Region
 from vqshm.notify import EventFd, Notifier, Semaphore
@@ -49,7 +48,6 @@ from vqshm.transport import (
     check_peer,
     clip,
     plan,
-    write_manifest,
 )
 
 if TYPE_CHECKING:
@@ -65,19 +63,32 @@ BACKLOG = 64
 class Coordinator:
     """Owner of one region.
 
-    `name`: 1 to 31 of a-z 0-9 _ . -. `devices`: what is in it. `notify`: "eventfd" or "semaphore". Leftovers of a dead
-    run under the same name are removed first.
+    `name`: 1 to 31 of a-z 0-9 _ . -. `devices`: what is in it. `notify`: "eventfd" or "semaphore". `memory`: "named" in
+    /dev/shm, or "memfd", sealed: no name there, and nobody can cut it. `hints`: wishes about its pages. Leftovers of a
+    dead run under the same name are removed first.
 
     Raises NameInUse (nothing of the winner is touched), StaleSession if a dead coordinator's region is still worked in,
     ShmFull, UntrustedPeer, RuleError for an impossible plan.
     """
 
-    def __init__(self, name: str, devices: Sequence[DeviceSpec], *, notify: Kind = "eventfd") -> None:
+    def __init__(
+        self,
+        name: str,
+        devices: Sequence[DeviceSpec],
+        *,
+        notify: Kind = "eventfd",
+        memory: MemoryKind = "named",
+        hints: Hints = NO_HINTS,
+    ) -> None:
         self.name = check_name(name)
         self.notify: Kind = notify
         self.plan = plan(devices)
         if notify not in ("eventfd", "semaphore"):
             raise ValueError(f"notify is 'eventfd' or 'semaphore', not {notify!r}")
+        if memory not in MEMORY_KINDS:
+            raise ValueError(f"memory is one of {', '.join(MEMORY_KINDS)}, not {memory!r}")
+        if (memory, notify) == ("memfd", "semaphore"):
+            raise ValueError("a region without a name in /dev/shm has no semaphores there: use notify='eventfd'")
         if not all(device.queues for device in devices):
             raise RuleError("a device without queues has nothing to do here")
         if notify == "eventfd" and any(2 * len(device.queues) > MAX_FDS for device in devices):
@@ -94,10 +105,11 @@ class Coordinator:
         self._spare = _spare()
         try:
             with names.naming_lock():
-                self._take_name()
-                memory = shm.create(self.name, self.plan.total_bytes)  # whatever fails before this: nothing is ours
+                take_name(self.name)
+                # Whatever fails before this: nothing is ours.
+                self._ground = Ground(self.name, self.plan.total_bytes, memory, hints)
                 try:
-                    self._publish(memory)
+                    self._publish()
                 except BaseException:
                     names.remove(self.name)
                     raise
@@ -106,38 +118,8 @@ class Coordinator:
             raise
         _all.add(self)
 
-    def _take_name(self) -> None:
-        """Remove what a dead run left under our name; under the naming lock. Raises NameInUse."""
-        if self.name not in shm.existing():
-            names.remove_companions(self.name)
-            return
-        found = names.look_at(self.name)
-        if not found.abandoned:
-            owner = f"process {found.owner.pid} owns it" if found.owner else f"it is not ours ({found.problem})"
-            raise NameInUse(f"region {self.name!r} exists and {owner}; choose another name", name=self.name)
-        if found.condition is names.Condition.STALE:
-            self._check_deserted()
-        names.remove(self.name)
-
-    def _check_deserted(self) -> None:
-        """Raise StaleSession if somebody still works in the region that a dead coordinator left."""
-        fd, header, planned = names.open_plan(self.name)
-        try:
-            living = sessions.living(fd, planned)
-        finally:
-            os.close(fd)
-        if living:
-            raise StaleSession(
-                f"the coordinator of {self.name!r} (process {header.pid}) has ended, but {', '.join(map(str, living))} "
-                "work on in its region; end them, or choose another name, or remove the name from the region they "
-                "share with `vqshm clean`",
-                name=self.name,
-                pids=[session.process.pid for session in living],
-            )
-
-    def _publish(self, memory: mmap.mmap) -> None:
-        region = Region(memory)
-        manifest = Manifest(region, self.plan)
+    def _publish(self) -> None:
+        manifest = Manifest(Region(self._ground.memory), self.plan)
         for device in self.plan.devices:
             kicks, calls = self._doorbells(device.index, len(device.queues))
             self._slots.append(Slot(device, manifest.device(device.index), manifest.config(device.index), kicks, calls))
@@ -149,9 +131,7 @@ class Coordinator:
         path.chmod(0o600)
         self._listener.listen(BACKLOG)
         self._poller.register(self._listener, select.POLLIN)
-        me = ProcessId.own()
-        # Last, and its magic last of all: from here on the region can be found.
-        write_manifest(region, self.plan, name=self.name, pid=me.pid, start_time=me.start_time, notify=self.notify)
+        self._ground.publish(self.plan, self.notify)
 
     def _doorbells(self, device: int, queues: int) -> tuple[list[Notifier], list[Notifier]]:
         """The kicks and the calls of a device: an eventfd for each queue, or one semaphore, as none can be polled."""
@@ -163,6 +143,11 @@ class Coordinator:
             self._bells.append(Semaphore.create(names.semaphore_name(self.name, purpose, device)))
         kick, call = self._bells[-2:]
         return [kick] * queues, [call] * queues
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """The whole region, as it is mapped here."""
+        return self._ground.memory
 
     # -- serving -------------------------------------------------------------------------------------------------------
 
@@ -181,13 +166,14 @@ class Coordinator:
     def step(self, timeout: float | None = 0.0) -> list[int]:
         """Serve what is there, waiting for it at most `timeout` seconds (None: for ever).
 
-        Descriptors that were ready. Raises ForkedHandle.
+        Descriptors that were ready. Raises ForkedHandle, RegionShrunk.
         """
         if os.getpid() != self._pid:
             raise ForkedHandle("this coordinator was inherited through fork, and serves in its parent", pid=self._pid)
         for client in self._clients.values():
             self._poller.modify(client.channel, client.channel.events)
         ready = [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
+        self._ground.check_whole()
         for fd in ready:
             if fd == self._listener.fileno():
                 self._accept()
@@ -254,13 +240,17 @@ class Coordinator:
         kind = message["type"]
         if kind == "attach":
             self._attach(client, message)
-            return
-        if kind in {"list", "stat"}:
+        elif kind in {"list", "stat"}:
             client.reply(self._listing())
-            return
-        slot = client.slot
-        if slot is None:
+        elif kind == "open":
+            self._open(client, writable=message["writable"])
+        elif client.slot is None:
             raise InvalidState(f"{kind!r} before attach")
+        else:
+            self._dispatch_role(client, client.slot, message)
+
+    def _dispatch_role(self, client: _Client, slot: Slot, message: Message) -> None:
+        kind = message["type"]
         if kind == "detach":
             client.reply({"type": "ok"})
             self._drop(client, detached=True)
@@ -305,6 +295,20 @@ class Coordinator:
         client.reply(reply, tuple(fd for fd in doorbells if fd is not None))
         slot.introduce()
 
+    def _open(self, client: _Client, *, writable: bool) -> None:
+        """Hand over the memory, with no more rights than were asked for."""
+        fd = self._ground.fd
+        if fd < 0:
+            raise InvalidState(f"the memory of {self.name!r} has a name: open it by that")
+        if writable:
+            client.reply({"type": "opened"}, (fd,))
+            return
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            client.reply({"type": "opened"}, (reader,))
+        finally:
+            os.close(reader)
+
     def _listing(self) -> Message:
         me = ProcessId.own()
         devices = [
@@ -346,17 +350,8 @@ class Coordinator:
             client.event("closing")
         self._close_descriptors()
         with names.naming_lock():
-            if self._is_ours():
+            if self._ground.has_name():
                 names.remove(self.name)
-
-    def _is_ours(self) -> bool:
-        """Whether the name still leads to our region, or to nothing: somebody may have removed it and made another."""
-        try:
-            return names.look_at(self.name).owner == ProcessId.own()
-        except NotFound:
-            return True
-        except UntrustedPeer:
-            return False
 
     def _close_descriptors(self) -> None:
         for client in self._clients.values():
@@ -365,9 +360,9 @@ class Coordinator:
                 client.watch.close()
         self._clients.clear()
         self._watched.clear()
-        listener: socket.socket | None = getattr(self, "_listener", None)
-        if listener is not None:
-            listener.close()
+        for thing in (getattr(self, "_listener", None), getattr(self, "_ground", None)):
+            if thing is not None:
+                thing.close()
         for bell in self._bells:
             bell.close()
         os.close(self._spare)

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import struct
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from vqshm import errors, spec
+from vqshm import spec
 from vqshm.errors import (
     CoordinatorGone,
     DeadlineExceeded,
@@ -26,15 +24,17 @@ from vqshm.errors import (
     NotFound,
     PeerGone,
     ProtocolError,
+    RegionShrunk,
     VqshmError,
 )
-from vqshm.host import names, shm
+from vqshm.host import names, pages
+from vqshm.host.connection import connect, rebuilt
 from vqshm.host.handle import Handle
 from vqshm.host.liveness import ProcessId, Watch
 from vqshm.memory import GuestMemory, Region, atomic
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
 from vqshm.ring import QueueConfig
-from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, check_peer, close_all
+from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, close_all
 
 if TYPE_CHECKING:
     import mmap
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from vqshm.transport import DevicePlan, QueuePlan
 
 CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
-_LONGEST_CONNECT: Final = 3600.0  # seconds; what a connection waits for a place in the coordinator's backlog at most
 
 
 class Endpoint:
@@ -78,10 +77,16 @@ class Endpoint:
                 f"the interpreted core ({atomic.FENCE}) cannot order memory accesses on this processor, so processes "
                 "must not share rings with it; install vqshm where it finds a C compiler"
             )
-        self._open_region()
+        self._open_region(deadline)
         try:
             self.plan = self._choose(device)
-            self._channel = _connect(region, 2 * len(self.plan.queues), self.header.pid, deadline)
+            self._channel = connect(
+                names.socket_path(region),
+                region,
+                max_fds=2 * len(self.plan.queues),
+                coordinator=self.header.pid,
+                deadline=deadline,
+            )
             self._attach(offer, deadline)
         except BaseException:
             self._let_go()
@@ -89,11 +94,11 @@ class Endpoint:
 
     # -- attaching -----------------------------------------------------------------------------------------------------
 
-    def _open_region(self) -> None:
+    def _open_region(self, deadline: Deadline) -> None:
         """Map the region, after its header was checked."""
-        fd, self.header, self._region_plan = names.open_plan(self.region)
+        fd, self.header, self._region_plan = names.open_plan(self.region, deadline=deadline)
         try:
-            self._mapping: mmap.mmap = shm.map_object(fd, self._region_plan.total_bytes)
+            self._mapping: mmap.mmap = pages.map_object(fd, self._region_plan.total_bytes)
         finally:
             os.close(fd)
         first = self._region_plan.manifest_bytes
@@ -170,7 +175,7 @@ class Endpoint:
             ) from error
         self._digest()  # what came before the answer would wake nobody any more
         if message["type"] == "error":
-            raise _rebuilt(message)
+            raise rebuilt(message)
         return message, fds
 
     def _tell(self, request: Message) -> None:
@@ -201,7 +206,16 @@ class Endpoint:
         return int(self._ask({"type": "status", "value": value}, deadline)[0]["value"])
 
     def hear(self) -> None:
-        """Take in what the coordinator has sent meanwhile, without waiting."""
+        """Take in what the coordinator has sent meanwhile, without waiting. Raises RegionShrunk.
+
+        Called after every sleep, before the rings are looked at again.
+        """
+        if not self._is_whole():
+            raise RegionShrunk(
+                f"somebody cut region {self.region!r} from {len(self._mapping)} to {self._mapping.size()} bytes, so it "
+                "cannot be used any more; sealed memory (memory='memfd') cannot be cut",
+                region=self.region,
+            )
         while not self.coordinator_gone:
             try:
                 received = self._channel.receive_now()
@@ -216,6 +230,9 @@ class Endpoint:
             close_all(received.fds)
             self._take_in(received.message)
         self._digest()
+
+    def _is_whole(self) -> bool:
+        return self._mapping.size() >= len(self._mapping)
 
     def _digest(self) -> None:
         while self._events:
@@ -281,15 +298,17 @@ class Endpoint:
         self._closed = True
         if os.getpid() == self._pid:
             with contextlib.suppress(VqshmError, OSError):
-                self._leave()
+                if self._is_whole():
+                    self._leave()
+                if not self.coordinator_gone:
+                    self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
         self._let_go()
 
     def _leave(self) -> None:
+        """Write into the region what is to be written before this role is given back."""
         holder = f"{self.role}_pid"
         if getattr(self.cells, holder) == self._pid:
-            setattr(self.cells, holder, 0)  # for whoever comes after a coordinator that does not hear the rest
-        if not self.coordinator_gone:
-            self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
+            setattr(self.cells, holder, 0)  # for whoever comes after a coordinator that is not there to hear the rest
 
     def _let_go(self) -> None:
         self._forget_peer()
@@ -330,44 +349,3 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.region}/{self.plan.name}{' closed' if self._closed else ''}>"
-
-
-def _connect(region: str, max_fds: int, coordinator: int, deadline: Deadline) -> Channel:
-    """A control connection to the coordinator of a region that exists."""
-    path = names.socket_path(region)
-    left = deadline.remaining()
-    seconds = _LONGEST_CONNECT if left is None else min(left, _LONGEST_CONNECT)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        # Where the backlog is full, connecting waits; 0 would be for ever.
-        patience = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-        sock.connect(str(path))
-        check_peer(sock)
-        return Channel(sock, max_fds=max_fds)
-    except BlockingIOError:
-        sock.close()
-        raise DeadlineExceeded(
-            f"the coordinator of {region!r} (process {coordinator}) accepted no connection in time", pid=coordinator
-        ) from None
-    except OSError as error:
-        sock.close()
-        if isinstance(error, VqshmError):
-            raise
-        raise CoordinatorGone(
-            f"region {region!r} exists, but its coordinator (process {coordinator}) does not answer at {path} "
-            f"({error.strerror or error}); if it has ended, `vqshm clean` removes the region",
-            name=region,
-            pid=coordinator,
-        ) from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _rebuilt(message: Message) -> VqshmError:
-    """The error that the coordinator answered."""
-    kind: Any = getattr(errors, message["kind"], None)
-    if isinstance(kind, type) and issubclass(kind, VqshmError):
-        return kind(message["message"])
-    return ProtocolError(f"the coordinator answered an unknown error {message['kind']!r}: {message['message']}")

@@ -25,6 +25,8 @@ from vqshm import core, errors
 from vqshm.errors import DeadlineExceeded, NotFound, PeerGone, VqshmError
 from vqshm.host import names
 from vqshm.host.coordinator import Coordinator
+from vqshm.host.ground import MEMORY_KINDS, MemoryKind
+from vqshm.host.pages import NO_HINTS, Hints
 from vqshm.notify import Deadline
 from vqshm.notify.notifier import Kind
 from vqshm.transport import DeviceSpec, QueueSpec
@@ -40,21 +42,32 @@ _CODE: Final = "from vqshm.host.launcher import main; main()"
 
 
 def launch(
-    name: str, devices: Sequence[DeviceSpec], *, notify: Kind = "eventfd", timeout: float | None = START_TIMEOUT
+    name: str,
+    devices: Sequence[DeviceSpec],
+    *,
+    notify: Kind = "eventfd",
+    memory: MemoryKind = "named",
+    hints: Hints = NO_HINTS,
+    timeout: float | None = START_TIMEOUT,
 ) -> Launched:
     """Start a coordinator process; return when its region can be attached to. Arguments as of `Coordinator`.
 
     Raises what `Coordinator` raises, PeerGone if the process ended before that, DeadlineExceeded.
     """
-    if notify not in get_args(Kind):
-        raise ValueError(f"notify is one of {', '.join(get_args(Kind))}, not {notify!r}")
+    for what, value, kinds in (("notify", notify, get_args(Kind)), ("memory", memory, MEMORY_KINDS)):
+        if value not in kinds:
+            raise ValueError(f"{what} is one of {', '.join(kinds)}, not {value!r}")
     command, environment = same_python()
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
         [*command, "-c", _CODE, str(name)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     launched = Launched(name, process)
     try:
-        order = {"devices": [asdict(device) for device in devices], "notify": notify}
+        order = {
+            "devices": [asdict(device) for device in devices],
+            "options": {"notify": notify, "memory": memory},
+            "hints": asdict(hints),
+        }
         launched._start(json.dumps(order).encode() + b"\n", Deadline(timeout))  # noqa: SLF001 - a part of `launch`
     except BaseException:
         launched.close()
@@ -170,7 +183,7 @@ def main() -> NoReturn:
     try:
         order = json.loads(sys.stdin.buffer.readline())
         devices = [_device(**fields) for fields in order["devices"]]
-        with Coordinator(sys.argv[1], devices, notify=order["notify"]) as coordinator:
+        with Coordinator(sys.argv[1], devices, hints=Hints(**order["hints"]), **order["options"]) as coordinator:
             _say(pid=os.getpid(), core=core.kind())
             coordinator.serve(stop=sys.stdin.fileno())
     except VqshmError as error:

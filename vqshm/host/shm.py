@@ -3,19 +3,26 @@
 posix_ipc makes and opens the names; `multiprocessing.shared_memory` would unlink a region when any process that
 attached to it exits. Pages are reserved when the object is made, so that a full /dev/shm is an error then, and not
 SIGBUS later. Nobody else may read or write it (mode 0600), and an object that belongs to another user is never mapped.
+
+What the kernel cannot promise here: a process of this very user may cut the object short at any time, and whoever then
+touches what is gone dies of SIGBUS. Endpoints look at the size whenever they wake, but a look does not protect what is
+done after it. Who must be safe from that takes sealed memory (memfd.py).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
+from vqshm.host import pages
+
+if TYPE_CHECKING:
+    import mmap
 
 DIRECTORY: Final = Path("/dev/shm")  # where POSIX shared memory lives on Linux
 PREFIX: Final = "vqshm."
@@ -31,7 +38,7 @@ def existing() -> list[str]:
     return sorted(path.name.removeprefix(PREFIX) for path in DIRECTORY.glob(f"{PREFIX}*"))
 
 
-def create(region: str, size: int) -> mmap.mmap:
+def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> mmap.mmap:
     """Make the object of `size` bytes, zero-filled, all pages reserved, and map it.
 
     Raises NameInUse, ShmFull; no name is left behind then.
@@ -46,8 +53,7 @@ def create(region: str, size: int) -> mmap.mmap:
         # Held for as long as the object is mapped: whoever sweeps sees that it has a maker (`in_the_making`).
         fcntl.flock(memory.fd, fcntl.LOCK_EX)
         os.fchmod(memory.fd, 0o600)  # whatever the umask was
-        os.posix_fallocate(memory.fd, 0, size)
-        return mmap.mmap(memory.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        return pages.reserve(memory.fd, size, hints)
     except OSError as error:
         unlink(region)
         if error.errno in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
@@ -60,6 +66,9 @@ def create(region: str, size: int) -> mmap.mmap:
                 free=free,
             ) from error
         raise
+    except BaseException:
+        unlink(region)
+        raise
     finally:
         memory.close_fd()
 
@@ -67,21 +76,21 @@ def create(region: str, size: int) -> mmap.mmap:
 def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
     """(descriptor, size in bytes) of an object of this user; the descriptor is the caller's to close.
 
-    Raises NotFound (the message lists what exists), UntrustedPeer.
+    Raises NotFound, UntrustedPeer.
     """
     posix_ipc = _posix_ipc()
     try:
         # Looked at before it is opened, too: to open a FIFO would block.
-        _check_ours(region, (DIRECTORY / object_name(region)[1:]).lstat())
+        check_ours(region, (DIRECTORY / object_name(region)[1:]).lstat())
         memory = posix_ipc.SharedMemory(object_name(region), 0, read_only=not writable)
     except (posix_ipc.ExistentialError, FileNotFoundError) as error:
-        raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from error
+        raise NotFound(f"there is no region {region!r}", name=region) from error
     except posix_ipc.PermissionsError as error:
         raise UntrustedPeer(f"region {region!r} belongs to another user", name=region) from error
     fd: int = memory.fd
     try:
         status = os.fstat(fd)
-        _check_ours(region, status)
+        check_ours(region, status)
         os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
     except BaseException:
         os.close(fd)
@@ -99,12 +108,6 @@ def in_the_making(fd: int) -> bool:
     return False
 
 
-def map_object(fd: int, size: int, *, writable: bool = True) -> mmap.mmap:
-    """Map `size` bytes, all pages present from the start."""
-    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection)
-
-
 def unlink(region: str) -> None:
     """Remove the name; who has it mapped keeps it. Does nothing if it is gone."""
     posix_ipc = _posix_ipc()
@@ -120,17 +123,12 @@ def free_bytes() -> int:
     return usage.f_bavail * usage.f_frsize
 
 
-def _check_ours(region: str, status: os.stat_result) -> None:
+def check_ours(region: str, status: os.stat_result) -> None:
     """Raise UntrustedPeer unless this is a file of this user's, for this user alone."""
     if not stat.S_ISREG(status.st_mode):
         raise UntrustedPeer(f"region {region!r} is no shared memory object", name=region)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
-
-
-def _listing() -> str:
-    names = existing()
-    return f"these exist: {', '.join(names)}" if names else "none exists; start one with `vqshm coordinator NAME`"
 
 
 def _posix_ipc() -> Any:

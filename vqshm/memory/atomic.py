@@ -24,7 +24,7 @@ import platform
 import sys
 from typing import Any, Final, Protocol
 
-from vqshm.errors import GuestMemory
+from vqshm.errors import GuestMemory, ReadOnlyMemory
 
 if sys.byteorder != "little":
     raise ImportError("vqshm shares little-endian memory and runs on little-endian machines only")
@@ -80,10 +80,10 @@ class Region:
     """A window of `size` bytes over any buffer, from `offset` of it; it keeps the buffer alive and exported.
 
     Every access checks its bounds here, once. What does not lie in the window goes to `beyond` if there is one, else
-    raises GuestMemory. A read-only buffer can be read; writing raises TypeError.
+    raises GuestMemory. A read-only buffer can be read; writing raises ReadOnlyMemory.
     """
 
-    __slots__ = ("_bytes", "_u16", "_u32", "_u64", "beyond", "readonly", "size")
+    __slots__ = ("_bytes", "_u16", "_u32", "_u64", "_writable_size", "beyond", "readonly", "size")
 
     def __init__(self, buffer: Any, offset: int = 0, size: int | None = None, beyond: Beyond | None = None) -> None:
         whole = memoryview(buffer).cast("B")
@@ -93,6 +93,7 @@ class Region:
             raise ValueError(message)
         self.size = length
         self.readonly = whole.readonly
+        self._writable_size = 0 if whole.readonly else length
         self.beyond = beyond
         self._bytes = whole[offset : offset + length]
         self._u16 = self._bytes[: length & -2].cast("H")
@@ -109,7 +110,7 @@ class Region:
         return copy(self, offset, count)
 
     def write(self, offset: int, data: Any) -> None:
-        """Store all bytes of `data` (any contiguous buffer). Raises GuestMemory, TypeError if read-only."""
+        """Store all bytes of `data` (any contiguous buffer). Raises GuestMemory, ReadOnlyMemory."""
         fill(self, offset, data, count_of(data))
 
     def view(self, offset: int, count: int) -> memoryview:
@@ -134,7 +135,9 @@ def count_of(data: Any) -> int:
 
 
 def fill(region: Region, offset: int, data: Any, count: int) -> None:
-    """Store all bytes of `data`, which are `count`. Raises GuestMemory, ValueError, TypeError if read-only."""
+    """Store all bytes of `data`, which are `count`. Raises GuestMemory, ReadOnlyMemory, ValueError."""
+    if region.readonly:
+        raise read_only()
     if offset < 0 or count < 0 or offset + count > region.size:
         raise outside(region, offset, count)
     if type(data) is not bytes:
@@ -155,6 +158,11 @@ def copy(region: Region, offset: int, count: int) -> bytes:
 def outside(region: Region, offset: int, count: int) -> GuestMemory:
     """The error for an access that leaves the window."""
     return GuestMemory(f"{count} bytes at offset {offset} do not lie in a window of {region.size} bytes")
+
+
+def read_only() -> ReadOnlyMemory:
+    """The error for a store into a window that may only be read."""
+    return ReadOnlyMemory("this memory is mapped to be looked at: it cannot be written to")
 
 
 def get_u16(region: Region, offset: int) -> int:
@@ -186,8 +194,8 @@ def get_u64(region: Region, offset: int) -> int:
 
 def put_u16(region: Region, offset: int, value: int) -> None:
     """16 bits."""
-    if not 0 <= offset <= region.size - 2:
-        _beyond(region, offset, 2).put(offset, 2, value)
+    if not 0 <= offset <= region._writable_size - 2:
+        _beyond_put(region, offset, 2).put(offset, 2, value)
     elif offset & 1:
         region._bytes[offset : offset + 2] = value.to_bytes(2, "little")
     else:
@@ -196,8 +204,8 @@ def put_u16(region: Region, offset: int, value: int) -> None:
 
 def put_u32(region: Region, offset: int, value: int) -> None:
     """32 bits."""
-    if not 0 <= offset <= region.size - 4:
-        _beyond(region, offset, 4).put(offset, 4, value)
+    if not 0 <= offset <= region._writable_size - 4:
+        _beyond_put(region, offset, 4).put(offset, 4, value)
     elif offset & 3:
         region._bytes[offset : offset + 4] = value.to_bytes(4, "little")
     else:
@@ -206,8 +214,8 @@ def put_u32(region: Region, offset: int, value: int) -> None:
 
 def put_u64(region: Region, offset: int, value: int) -> None:
     """64 bits."""
-    if not 0 <= offset <= region.size - 8:
-        _beyond(region, offset, 8).put(offset, 8, value)
+    if not 0 <= offset <= region._writable_size - 8:
+        _beyond_put(region, offset, 8).put(offset, 8, value)
     elif offset & 7:
         region._bytes[offset : offset + 8] = value.to_bytes(8, "little")
     else:
@@ -237,29 +245,35 @@ def load_u64(region: Region, offset: int) -> int:
 
 def store_u16(region: Region, offset: int, value: int) -> None:
     """16 bits, release."""
-    if 0 <= offset <= region.size - 2:
+    if 0 <= offset <= region._writable_size - 2:
         region._u16[offset >> 1] = value
     else:
-        _beyond(region, offset, 2).store(offset, 2, value)
+        _beyond_put(region, offset, 2).store(offset, 2, value)
 
 
 def store_u32(region: Region, offset: int, value: int) -> None:
     """32 bits, release."""
-    if 0 <= offset <= region.size - 4:
+    if 0 <= offset <= region._writable_size - 4:
         region._u32[offset >> 2] = value
     else:
-        _beyond(region, offset, 4).store(offset, 4, value)
+        _beyond_put(region, offset, 4).store(offset, 4, value)
 
 
 def store_u64(region: Region, offset: int, value: int) -> None:
     """64 bits, release."""
-    if 0 <= offset <= region.size - 8:
+    if 0 <= offset <= region._writable_size - 8:
         region._u64[offset >> 3] = value
     else:
-        _beyond(region, offset, 8).store(offset, 8, value)
+        _beyond_put(region, offset, 8).store(offset, 8, value)
 
 
 def _beyond(region: Region, offset: int, width: int) -> Beyond:
     if region.beyond is None:
         raise outside(region, offset, width)
     return region.beyond
+
+
+def _beyond_put(region: Region, offset: int, width: int) -> Beyond:
+    if region.readonly:
+        raise read_only()
+    return _beyond(region, offset, width)

@@ -6,7 +6,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy
 
-from vqshm.errors import GuestMemory
+from vqshm.errors import GuestMemory, ReadOnlyMemory
 
 if sys.byteorder != "little":
     raise ImportError("vqshm shares little-endian memory and runs on little-endian machines only")
@@ -81,7 +81,7 @@ cdef Py_ssize_t slow_count(object data) except -1:
 cdef int slow_fill(Region region, Py_ssize_t offset, object data, Py_ssize_t count) except -1:
     cdef Py_buffer source
     if region.readonly:
-        raise TypeError("this window is read-only")
+        raise read_only()
     if offset < 0 or count < 0 or offset > region.size or count > region.size - offset:
         raise outside(region, offset, count)
     PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
@@ -106,6 +106,10 @@ def resized(now, count):
     return ValueError(f"a buffer of {count} bytes has {now} now: it must not change while it is copied")
 
 
+def read_only():
+    return ReadOnlyMemory("this memory is mapped to be looked at: it cannot be written to")
+
+
 def outside(region, offset, count):
     return GuestMemory(f"{count} bytes at offset {offset} do not lie in a window of {region.size} bytes")
 
@@ -118,7 +122,7 @@ cdef unsigned long long slow_get(Region region, Py_ssize_t offset, int width, bi
 
 cdef int slow_put(Region region, Py_ssize_t offset, int width, unsigned long long value, bint ordered) except -1:
     if region.readonly:
-        raise TypeError("this window is read-only")
+        raise read_only()
     if region.beyond is None:
         raise outside(region, offset, width)
     if ordered:

@@ -15,6 +15,7 @@ Who sends what: an endpoint asks, one thing at a time; the coordinator answers w
 below, and may send an `event` at any time, before an answer, too.
 
     endpoint      attach → attached         list, stat → listing       detach
+                  open → opened (the memory of a region that has no name)
                   driver: features, status (0 resets)                  device: stopped, needs_reset, config
     coordinator   event: peer_attached, peer_gone, start (DRIVER_OK), stop (reset), needs_reset, config_changed, closing
 """
@@ -118,6 +119,8 @@ MESSAGES: Final[dict[str, dict[str, Field]]] = {
         "peer_pid": _PID,
         "peer_start_time": _U64,
     },
+    "open": {"writable": _FLAG},
+    "opened": {},
     "detach": {},
     "features": {"bits": _U64},
     "status": {"value": _U8},
@@ -141,7 +144,7 @@ MESSAGES: Final[dict[str, dict[str, Field]]] = {
     },
 }
 _ENVELOPE: Final = {"serial": _maybe(_U32)}  # of a request, repeated in its answer; in any message
-CARRY_FDS: Final = frozenset({"attached"})  # no other message may bring file descriptors
+CARRY_FDS: Final = frozenset({"attached", "opened"})  # no other message may bring file descriptors
 
 
 def validate(message: object) -> str:

@@ -6,12 +6,11 @@ import contextlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from vqshm.errors import NotFound, RuleError, UntrustedPeer, VqshmError
+from vqshm.errors import NotFound, RuleError, UntrustedPeer
 from vqshm.host import Condition, look_at, sweep
-from vqshm.host.names import naming_lock, runtime_directory
-from vqshm.host.shm import existing
+from vqshm.host.names import existing, naming_lock, runtime_directory
 from vqshm.transport import check_name
-from vqshm.view.snapshot import Observer, Process
+from vqshm.view.snapshot import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +59,7 @@ class Sweep:
 
 
 def list_regions() -> list[Listed]:
-    """All names of regions in /dev/shm, whoever made them."""
+    """All names of regions in /dev/shm, whoever made them, and those of sealed regions of this user."""
     return list(_regions())
 
 
@@ -89,11 +88,7 @@ def _regions() -> Iterator[Listed]:
             yield Listed(name, Condition.FOREIGN, note=str(error))
             continue
         owner = found.owner and Process.look_up(*found.owner)
-        devices: tuple[str, ...] = ()
-        with contextlib.suppress(VqshmError):
-            if owner is not None:
-                devices = tuple(device.name for device in Observer(name).plan.devices)
-        yield Listed(name, found.condition, found.size, owner, devices, found.problem)
+        yield Listed(name, found.condition, found.size, owner, found.devices, found.problem)
 
 
 def _lone_sockets() -> Iterator[Listed]:

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from vqshm import spec
 from vqshm.errors import NegotiationError
-from vqshm.host import Condition, ProcessId
-from vqshm.host.shm import open_object
+from vqshm.host import Condition, ProcessId, open_plan
+from vqshm.host.endpoint import CONTROL_TIMEOUT
 from vqshm.memory import GuestMemory, Region
-from vqshm.transport import GUEST_BASE, Header, Manifest, Plan, check_name, features, read_header, read_manifest, status
+from vqshm.notify import Deadline
+from vqshm.transport import GUEST_BASE, Header, Manifest, Plan, check_name, features, read_header, status
 from vqshm.view.image import RingImage, read_ring
 
 if TYPE_CHECKING:
+    from vqshm.host import Coordinator
     from vqshm.transport import DevicePlan, QueuePlan
-
-_FIRST_BYTES: Final = 1 << 16  # more than the records of the largest region
 
 _LONGEST_COMMAND: Final = 60  # characters
 _RING_FIELDS: Final = (
@@ -140,8 +140,18 @@ class Observer:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.header, self.plan, mapping = _map(check_name(name))
+        self._look(name, *_map(check_name(name)))
+
+    @classmethod
+    def of(cls, coordinator: Coordinator) -> Self:
+        """The region of a coordinator in this process, which could not answer while it asked itself."""
+        observer = cls.__new__(cls)
+        memory = coordinator.memory
+        observer._look(coordinator.name, read_header(Region(memory), len(memory)), coordinator.plan, memory)  # noqa: SLF001 - its own
+        return observer
+
+    def _look(self, name: str, header: Header, plan: Plan, mapping: mmap.mmap) -> None:
+        self.name, self.header, self.plan = name, header, plan
         first = self.plan.manifest_bytes
         self.manifest = Manifest(Region(mapping, 0, first), self.plan)
         self._guest: GuestMemory | None = None
@@ -212,10 +222,8 @@ def take(name: str) -> RegionSnapshot:
 
 def _map(name: str) -> tuple[Header, Plan, mmap.mmap]:
     """Header, plan and mapping of a region; every field is checked before anything of that size is mapped."""
-    fd, size = open_object(name, writable=False)
+    fd, header, plan = open_plan(name, writable=False, deadline=Deadline(CONTROL_TIMEOUT))
     try:
-        first = os.pread(fd, _FIRST_BYTES, 0)
-        header, plan = read_header(first, size), read_manifest(first, size)
         # Not populated, unlike for those who work in it: of a large region only the rings are looked at.
         return header, plan, mmap.mmap(fd, plan.total_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     finally:
