@@ -1,0 +1,303 @@
+"""The long run: very many messages between two processes, every one checked; or very many races to sleep.
+
+    python tools/soak.py --messages 1e9         a lane in batches: number and CRC-32 of each message, memory and
+                                                descriptors of all three processes sampled, and required to stay flat
+    python tools/soak.py --races 1e8            a queue with two eventfds: each side goes to sleep at a random moment
+                                                around the one at which the other side publishes; no wake-up may be lost
+
+Prints progress, then a table; `--json FILE` writes the same with all samples. Exit status 1 if anything was lost,
+changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import platform
+import selectors
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqshm import core, open_channel
+from vqshm.bench import races
+from vqshm.host.launcher import same_python
+from vqshm.memory import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROLES = Path(__file__).with_name("soak_roles.py")
+BLOCK = 512  # messages; as in soak_roles.py
+GROWTH = 1 << 20  # bytes that a process may grow by after its first tenth
+MOST = 4_000_000_000  # messages: their numbers have 32 bits
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Failed(Exception):
+    """The run found something; the message says what."""
+
+
+class Worker:
+    """One of the processes, and what it has said."""
+
+    def __init__(self, role: str, order: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        command, environment = same_python()
+        self.role = role
+        self.process = subprocess.Popen(
+            [*command, str(ROLES), role, json.dumps(order)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=fds,
+            start_new_session=True,  # Ctrl-C is the parent's, who ends all of them
+        )
+        self.samples: list[dict[str, Any]] = []
+        self._unread = b""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What it said last."""
+        return self.samples[-1] if self.samples else {}
+
+    def read(self) -> bool:
+        """Take in what it says; False when it has ended. Raises Failed for an error it reports."""
+        assert self.process.stdout is not None
+        data = os.read(self.process.stdout.fileno(), 1 << 16)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self.samples.append(json.loads(line))
+            if "error" in self.last:
+                raise Failed(f"{self.role}: {self.last['error']}")
+        return bool(data)
+
+    def end(self) -> None:
+        """End it, and wait until it has."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def working(workers: list[Worker]) -> Iterator[list[Worker]]:
+    """End all of them in the end, however it comes."""
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def follow(workers: list[Worker], what: str, total: int, patience: float) -> Iterator[float]:
+    """Read what they say until all are done, and yield about every second; print progress now and then.
+
+    Raises Failed if one fails, ends early, or if nothing moves for `patience` seconds (of ours: who is stopped and
+    continued with all the others has not waited).
+    """
+    start, shown, idle, seen = time.monotonic(), 0.0, 0.0, 0
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            assert worker.process.stdout is not None
+            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        while selector.get_map():
+            for key, _ in selector.select(1.0):
+                if not key.data.read():
+                    selector.unregister(key.fileobj)
+                    if not key.data.last.get("done"):
+                        raise Failed(f"{key.data.role} ended early, with status {key.data.process.wait()}")
+            count = sum(worker.last.get(what, 0) for worker in workers)
+            idle = 0.0 if count > seen else idle + 1.0
+            seen = count
+            if idle > patience:
+                raise Stalled(f"nothing moved for {patience:.0f} s")
+            spent = time.monotonic() - start
+            yield spent
+            if spent - shown >= 10:
+                shown = spent
+                done = min(worker.last.get(what, 0) for worker in workers)
+                print(f"{spent:7.0f} s  {done:>13,} of {total:,} {what}, {done / spent:,.0f} a second", flush=True)
+
+
+class Stalled(Failed):
+    """Nothing moves any more."""
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def soak(messages: int, patience: float) -> dict[str, Any]:
+    """Send and check so many messages (rounded up to whole blocks); the figures. Raises Failed."""
+    blocks = -(-messages // BLOCK)
+    name = f"soak-{os.getpid()}"
+    with open_channel(name) as channel:
+        order = {"region": name, "blocks": blocks}
+        with working([Worker("receive", order), Worker("send", order)]) as workers:
+            coordinator: list[dict[str, Any]] = []
+            spent = 0.0
+            for spent in follow(workers, "messages", blocks * BLOCK, patience):  # noqa: B007 - the last one counts
+                coordinator.append(look_at(channel.pid))
+    samples = {"coordinator": coordinator} | {worker.role: worker.samples for worker in workers}
+    figures = {role: growth(found) for role, found in samples.items()}
+    wrong = [f"{role}: {complaint}" for role, found in figures.items() if (complaint := found.get("complaint"))]
+    return {
+        "messages": blocks * BLOCK,
+        "seconds": round(spent, 1),
+        "processes": figures,
+        "counts": {worker.role: worker.last["counts"] for worker in workers},
+        "wrong": wrong,
+        "samples": samples,
+    }
+
+
+def look_at(pid: int) -> dict[str, Any]:
+    """Memory and descriptors of another process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return {"rss": pages * PAGE, "fds": len(os.listdir(f"/proc/{pid}/fd"))}  # noqa: PTH208 - not a Path per descriptor
+
+
+def growth(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """What became of memory and descriptors, once a tenth of the samples (and the first two) are over."""
+    warm = samples[max(2, len(samples) // 10) :]
+    if len(warm) < 2:
+        return {"samples": len(samples), "complaint": "" if samples else "no sample was taken"}
+    rss, fds = [sample["rss"] for sample in warm], [sample["fds"] for sample in warm]
+    found: dict[str, Any] = {
+        "samples": len(samples),
+        "rss_first": rss[0],
+        "rss_last": rss[-1],
+        "rss_least": min(rss),
+        "rss_most": max(rss),
+        "fds_least": min(fds),
+        "fds_most": max(fds),
+    }
+    if max(rss) - rss[0] > GROWTH:
+        found["complaint"] = f"it grew from {rss[0] >> 10:,} to {max(rss) >> 10:,} KiB"
+    elif max(fds) > fds[0]:
+        found["complaint"] = f"it had {fds[0]} descriptors, and then {max(fds)}"
+    return found
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The figures for people."""
+    lines = [f"{'process':<12} {'RSS first':>12} {'last':>10} {'least':>10} {'most':>10} KiB   descriptors"]
+    for role, found in result["processes"].items():
+        if "rss_first" in found:
+            rss = [f"{found[key] >> 10:,}" for key in ("rss_first", "rss_last", "rss_least", "rss_most")]
+            fds = f"{found['fds_least']}..{found['fds_most']}"
+            lines.append(f"{role:<12} {rss[0]:>12} {rss[1]:>10} {rss[2]:>10} {rss[3]:>10}       {fds}")
+    for role, counts in result["counts"].items():
+        lines.append(f"{role:<12} " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items()))
+    seconds, messages = result["seconds"], result["messages"]
+    lines.append(f"{messages:,} messages in {seconds:,.0f} s, {seconds / messages * 1e9:,.0f} ns each, all checked")
+    return lines
+
+
+# -- races -------------------------------------------------------------------------------------------------------------
+
+
+def race(count: int, patience: float, spread: int) -> dict[str, Any]:
+    """So many races, half of them with EVENT_IDX and half with flags, one each way in a round. Raises Failed."""
+    rounds = -(-count // 4)
+    modes = {}
+    for mode, event_idx in (("EVENT_IDX", True), ("flags", False)):
+        modes[mode] = race_in(mode, rounds, patience, {"event_idx": event_idx, "spread": spread})
+    return {"races": 4 * rounds, "seconds": round(sum(m["seconds"] for m in modes.values()), 1), "modes": modes}
+
+
+def race_in(mode: str, rounds: int, patience: float, order: dict[str, Any]) -> dict[str, Any]:
+    """The figures of so many rounds in one mode."""
+    print(f"{mode}: {rounds:,} rounds", flush=True)
+    memory, kick, call = os.memfd_create("races"), os.eventfd(0), os.eventfd(0)
+    try:
+        os.ftruncate(memory, 1 << 16)
+        order |= {"memory": memory, "rounds": rounds}
+        sides = [
+            Worker("race", order | {"side": "device", "bell": call, "ear": kick, "seed": 2}, (memory, kick, call)),
+            Worker("race", order | {"side": "driver", "bell": kick, "ear": call, "seed": 3}, (memory, kick, call)),
+        ]
+        spent = 0.0
+        with working(sides) as workers:
+            try:
+                for spent in follow(workers, "races", rounds, patience):  # noqa: B007 - the last one counts
+                    pass
+            except Stalled as stalled:
+                with mmap.mmap(memory, races.WORDS) as shared:
+                    raise Failed(f"{mode}: {stalled}: {races.where(Region(shared))}") from None
+    finally:
+        for fd in (memory, kick, call):
+            os.close(fd)
+    kinds = ("slept", "notified", "both")
+    return {"seconds": round(spent, 1)} | {
+        side: {kind: worker.last[kind] for kind in kinds}
+        for side, worker in zip(("device", "driver"), workers, strict=True)
+    }
+
+
+def race_table(result: dict[str, Any]) -> list[str]:
+    """The figures for people."""
+    lines = [f"{'mode':<10} {'side':<8} {'slept':>14} {'notified':>14} {'each saw the other':>20}"]
+    lines += [
+        f"{mode:<10} {side:<8} {figures[side]['slept']:>14,} {figures[side]['notified']:>14,} "
+        f"{figures[side]['both']:>20,}"
+        for mode, figures in result["modes"].items()
+        for side in ("driver", "device")
+    ]
+    return [*lines, f"{result['races']:,} races in {result['seconds']:,.0f} s, no wake-up lost"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def whole(text: str) -> int:
+    """A number such as 1e9."""
+    number = int(float(text))
+    if not 0 < number <= MOST:
+        raise argparse.ArgumentTypeError(f"1 to {MOST:,}, not {text}")
+    return number
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=whole, metavar="N", help="messages to send, e.g. 1e9")
+    parser.add_argument("--races", type=whole, metavar="N", help="races to sleep, e.g. 1e8")
+    parser.add_argument("--spread", type=int, default=400, help="the pauses of a race: 0 to so many looks at a word")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds without any progress that are too many")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if bool(options.messages) == bool(options.races):
+        parser.error("either --messages N or --races N")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        if options.messages:
+            result = soak(options.messages, options.patience)
+        else:
+            result = race(options.races, options.patience, options.spread)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Failed as failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        return 1
+    print(*(table(result) if options.messages else race_table(result)), sep="\n")
+    for wrong in result.get("wrong", ()):
+        print(f"FAILED: {wrong}", file=sys.stderr)
+    if options.json:
+        facts = {"started": started, "core": core.kind(), "python": platform.python_version(), **result}
+        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return 1 if result.get("wrong") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
