@@ -68,7 +68,7 @@ class Worker:
 
     def read(self) -> bool:
         """Take in what it says; False when it has ended. Raises Failed for an error it reports."""
-        assert self.process.stdout is not None
+        assert self.process.stdout is not None  # noqa: S101 - it was asked for
         data = os.read(self.process.stdout.fileno(), 1 << 16)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
@@ -86,7 +86,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        assert self.process.stdout is not None
+        assert self.process.stdout is not None  # noqa: S101 - it was asked for
         self.process.stdout.close()
 
 
@@ -109,7 +109,7 @@ def follow(workers: list[Worker], what: str, total: int, patience: float) -> Ite
     start, shown, idle, seen = time.monotonic(), 0.0, 0.0, 0
     with selectors.DefaultSelector() as selector:
         for worker in workers:
-            assert worker.process.stdout is not None
+            assert worker.process.stdout is not None  # noqa: S101 - it was asked for
             selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
         while selector.get_map():
             for key, _ in selector.select(1.0):

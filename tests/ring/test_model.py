@@ -336,6 +336,7 @@ def lap(r, messages, batch):
     return kicks
 
 
+@pytest.mark.fault("G02")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
 def test_positions_wrap_without_loss_or_reorder(rig, size, event_idx):
@@ -348,6 +349,7 @@ def test_positions_wrap_without_loss_or_reorder(rig, size, event_idx):
 
 
 @pytest.mark.long
+@pytest.mark.fault("G02")
 @pytest.mark.parametrize("size", SIZES)
 def test_ten_times_round_the_circle(rig, size):
     """G02; the interpreted core goes round twice."""
