@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,23 @@ def test_a_process_that_never_closes_anything_gives_it_all_back_at_its_end(serve
     wait_until(lambda: served.coordinator.descriptors() == before, "the coordinator has closed what it had open")
     with Driver.attach(served.name, timeout=PATIENCE) as driver:
         assert driver.request(b"x", 8, timeout=PATIENCE) == b"x"
+
+
+@pytest.mark.fault("E06")
+@pytest.mark.parametrize("role", ["Driver", "Device"])
+def test_a_process_that_ends_takes_no_region_with_it(make_region, role):
+    """A whole interpreter with everything that runs at its exit, which closes nothing; a resource tracker would."""
+    region = make_region(echo_spec("left"), echo_spec("right"))
+    region.echo("right")
+    if role == "Driver":
+        region.echo("left")
+    code = f"from vqshm import {role}; import sys; end = {role}.attach(sys.argv[1], 'left'); print(end.plan.name)"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, region.name], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+        assert region.name in shm.existing()
+        with Driver.attach(region.name, "right", timeout=PATIENCE) as driver:
+            assert driver.request(b"x", 8, timeout=PATIENCE) == b"x"
 
 
 def test_nothing_of_a_region_is_inherited_by_a_program_that_is_started(served, tmp_path):

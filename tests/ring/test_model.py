@@ -348,6 +348,7 @@ def test_positions_wrap_without_loss_or_reorder(rig, size, event_idx):
     assert r.device.next_avail == (65530 + messages) & 0xFFFF
 
 
+@pytest.mark.fault("G02")
 @pytest.mark.long
 @pytest.mark.fault("G02")
 @pytest.mark.parametrize("size", SIZES)
