@@ -207,6 +207,7 @@ def test_a_peer_that_never_reads_is_dropped_and_never_blocks(ends):
             ours.post(message)
             posted += 1
     assert posted >= MAX_UNSENT
+    assert len(ours._unsent) == MAX_UNSENT
     assert ours.events & select.POLLOUT
 
 
