@@ -50,6 +50,7 @@ def forking_driver(me, name):
         me.send(driver.request(b"after", 64, timeout=PATIENCE))
 
 
+@pytest.mark.fault("D18")
 @BOTH
 def test_a_forked_driver_refuses_and_its_parent_goes_on(make_region, start, notify):
     region = make_region(notify=notify)
@@ -89,6 +90,7 @@ def forking_device(me, name):
         device.next_chain()
 
 
+@pytest.mark.fault("D18")
 @BOTH
 def test_a_forked_device_refuses_and_its_parent_goes_on(make_region, notify):
     region = make_region(notify=notify)
@@ -116,6 +118,7 @@ def survivor(me, name):
         signal.pause()
 
 
+@pytest.mark.fault("D18")
 def test_a_killed_process_is_gone_although_its_child_lives(region):
     actor = region.start(survivor)
     with Driver.attach(region.name) as driver:

@@ -64,6 +64,37 @@ def test_a_zombie_has_ended(zombie):
     assert ProcessId.of(zombie) is None
 
 
+def without_first_thread(me):
+    """A process whose main thread has ended, while another one runs on until it is told."""
+    import ctypes
+    import platform
+    import threading
+
+    def run_on():
+        me.send("running on")
+        me.recv()
+        os._exit(0)
+
+    threading.Thread(target=run_on).start()
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit, of this thread alone
+
+
+def test_a_process_whose_first_thread_has_ended_is_alive_as_long_as_another_runs(start):
+    actor = start(without_first_thread)
+    assert actor.hear() == "running on"
+    wait_until(lambda: actor.state() == "Z", "its first thread has ended")
+    process = ProcessId.of(actor.pid)
+    assert process is not None
+    assert process.alive
+    watch = Watch(process)
+    assert not watch.ended
+    actor.say("end")
+    assert actor.end() == 0
+    assert watch.ended
+    assert not process.alive
+    watch.close()
+
+
 def test_a_stopped_process_is_alive(start):
     actor = start(sleeper)
     process = actor.hear()

@@ -85,6 +85,7 @@ def test_a_region_whose_owner_s_pid_is_another_process_by_now_is_stale(region):
     assert look_at(region.name).condition is Condition.STALE
 
 
+@pytest.mark.fault("E09")
 @pytest.mark.parametrize("size", [0, PAGE, 10 * PAGE])
 def test_a_region_without_magic_or_maker_is_half_made(name, size):
     path(name).write_bytes(bytes(size))
@@ -106,6 +107,7 @@ def test_a_region_without_magic_whose_maker_lives_is_in_the_making(name):
     made.close()
 
 
+@pytest.mark.fault("E09")
 @pytest.mark.parametrize(
     ("offset", "data"),
     [(0, b"NOTVQSHM"), (VERSION_AT, b"\x02\0\0\0"), (24, b"\xff" * 8), (32, b"\xff\xff\xff\xff"), (64, b"\xff/../\0")],
@@ -160,6 +162,7 @@ def test_a_fifo_holds_nobody_up(name):
 # -- sweeping ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D10")
 @BOTH
 def test_a_sweep_removes_everything_that_a_dead_region_left(start, name, notify):
     abandoned(start, name, notify)
@@ -193,6 +196,7 @@ def test_a_sweep_leaves_what_is_being_made_under_another_lock(name, monkeypatch,
     made.close()
 
 
+@pytest.mark.fault("F03")
 @root_only
 def test_a_sweep_leaves_what_belongs_to_somebody_else(start, name):
     abandoned(start, name)
@@ -229,6 +233,7 @@ def test_regions_of_similar_names_do_not_touch_each_other(start, name):
     assert traces(name) == set()
 
 
+@pytest.mark.fault("D10")
 def test_a_coordinator_takes_the_name_of_a_dead_one(start, name):
     abandoned(start, name, "semaphore")
     with Coordinator(name, [echo_spec()]):

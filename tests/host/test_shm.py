@@ -42,6 +42,7 @@ def path(name: str):
     return shm.DIRECTORY / f"vqshm.{name}"
 
 
+@pytest.mark.fault("F04")
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777])
 def test_an_object_is_its_users_alone_whatever_the_umask(name, umask):
     old = os.umask(umask)
@@ -65,11 +66,13 @@ def test_an_object_is_made_of_zeros_and_shared(name, flat):
     mapped.close()
 
 
+@pytest.mark.fault("E02")
 def test_its_pages_are_reserved_when_it_is_made(name):
     shm.create(name, 64 * PAGE).close()
     assert path(name).stat().st_blocks * 512 == 64 * PAGE
 
 
+@pytest.mark.fault("F03")
 def test_a_name_is_taken_once(name, flat):
     shm.create(name, PAGE).close()
     with pytest.raises(NameInUse):
@@ -77,6 +80,7 @@ def test_a_name_is_taken_once(name, flat):
     assert path(name).stat().st_size == PAGE
 
 
+@pytest.mark.fault("F03")
 def test_a_symlink_under_the_name_is_not_followed(name, tmp_path):
     path(name).symlink_to(tmp_path / "victim")
     with pytest.raises(NameInUse):
@@ -104,6 +108,7 @@ def test_descriptors_are_not_inherited(name):
 # -- no room -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E01")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM, errno.EFBIG])
 def test_no_room_is_an_error_when_it_is_made_and_no_name_is_left(name, monkeypatch, flat, number):
     def full(fd, offset, length):
@@ -136,12 +141,14 @@ def more_than_may_be_written(me, name):
         me.send(shm.existing())
 
 
+@pytest.mark.fault("E01")
 def test_the_limit_of_a_process_is_no_room_and_no_signal(start, name):
     actor = start(more_than_may_be_written, name)
     assert name not in actor.hear()
     assert actor.end() == 0
 
 
+@pytest.mark.fault("E01", "E02")
 def test_a_full_shared_memory_is_an_error_and_never_sigbus(name):
     program = (
         "import sys; from vqshm.errors import ShmFull; from vqshm.host import shm; from pathlib import Path\n"
@@ -170,6 +177,7 @@ def test_a_name_that_does_not_exist_is_not_found(name, flat):
         shm.open_object(name)
 
 
+@pytest.mark.fault("F04")
 @root_only
 @pytest.mark.parametrize("mode", [0o600, 0o666])
 def test_an_object_of_another_user_is_refused(name, flat, mode):
@@ -180,6 +188,7 @@ def test_an_object_of_another_user_is_refused(name, flat, mode):
         shm.open_object(name)
 
 
+@pytest.mark.fault("F04")
 @pytest.mark.parametrize("mode", [0o640, 0o606, 0o660, 0o666, 0o601])
 def test_an_object_that_others_may_open_is_refused(name, flat, mode):
     shm.create(name, PAGE).close()
@@ -188,6 +197,7 @@ def test_an_object_that_others_may_open_is_refused(name, flat, mode):
         shm.open_object(name)
 
 
+@pytest.mark.fault("F03")
 @pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "dangling symlink"])
 def test_what_is_no_file_is_refused_without_waiting(name, flat, tmp_path, kind, writable):
@@ -208,6 +218,7 @@ def test_what_is_no_file_is_refused_without_waiting(name, flat, tmp_path, kind, 
         (path(name).rmdir if kind == "directory" else path(name).unlink)()
 
 
+@pytest.mark.fault("E07")
 def test_without_descriptors_there_is_an_error_and_no_leak(name):
     shm.create(name, PAGE).close()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -94,6 +94,7 @@ def test_both_sides_meet_under_the_name(semaphore, name):
         assert semaphore.wait(0)
 
 
+@pytest.mark.fault("F04")
 def test_only_its_owner_may_open_it_whatever_the_umask(name):
     umask = os.umask(0)
     try:
@@ -117,6 +118,7 @@ def test_a_name_that_is_not_there_is_not_found(name):
         unlink_semaphore(name)
 
 
+@pytest.mark.fault("F04")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_semaphore_of_another_user_is_not_trusted(name):
     Semaphore.create(name).close()

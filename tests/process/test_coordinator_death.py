@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 from vqshm_harness import BOTH, PATIENCE, coordinate, descriptors, echo_spec, new_name, pumping
@@ -23,6 +25,7 @@ def hungry(me, name):
             me.send(number)
 
 
+@pytest.mark.fault("D08")
 @BOTH
 def test_without_its_coordinator_the_data_path_goes_on_and_control_calls_say_so(make_region, notify):
     region = make_region(notify=notify)
@@ -161,6 +164,7 @@ def test_a_sweep_removes_what_a_killed_coordinator_left_while_peers_go_on(make_r
             Driver.attach(region.name)
 
 
+@pytest.mark.fault("E05")
 def test_a_region_whose_name_somebody_removed_goes_on(region):
     """A third party with `rm`: those inside do not notice, nobody new gets in, and its coordinator closes well."""
     region.echo()
@@ -172,6 +176,19 @@ def test_a_region_whose_name_somebody_removed_goes_on(region):
         with pytest.raises(NotFound):
             Driver.attach(region.name)
     region.coordinator.finish()
+
+
+@pytest.mark.fault("E06")
+def test_a_program_that_attached_and_ended_takes_no_region_with_it(served):
+    """Whatever its interpreter tidies up at its end, as the resource tracker of multiprocessing does."""
+    program = (
+        "import multiprocessing.resource_tracker, sys, vqshm; multiprocessing.resource_tracker.ensure_running();"
+        f"driver = vqshm.Driver.attach({served.name!r}); print(driver.request(b'x', 8).decode()); sys.exit()"
+    )
+    for _ in range(2):
+        ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        assert (ran.stdout, ran.stderr) == ("x\n", "")
+        assert served.name in shm.existing()
 
 
 # -- while it makes its region -----------------------------------------------------------------------------------------

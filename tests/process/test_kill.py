@@ -201,6 +201,7 @@ def test_a_device_serves_what_a_killed_driver_had_published_and_then_lets_go(mak
 # -- everybody ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D10")
 @BOTH
 def test_after_all_three_were_killed_the_name_is_free_at_once(start, notify):
     name = new_name()

@@ -20,6 +20,7 @@ def mappings(pid: int | str = "self") -> int:
     return Path(f"/proc/{pid}/maps").read_text().count("vqshm.")
 
 
+@pytest.mark.fault("E08")
 @BOTH
 def test_two_hundred_drivers_one_after_the_other_leave_nothing_open_anywhere(make_region, notify):
     region = make_region(notify=notify)
@@ -41,6 +42,7 @@ def test_two_hundred_drivers_one_after_the_other_leave_nothing_open_anywhere(mak
     )
 
 
+@pytest.mark.fault("E08")
 @BOTH
 def test_two_hundred_devices_one_after_the_other_leave_nothing_open_anywhere(make_region, notify):
     region = make_region(notify=notify)
@@ -63,6 +65,7 @@ def can_take(name: str) -> bool:
     return True
 
 
+@pytest.mark.fault("E08")
 @BOTH
 def test_fifty_regions_one_after_the_other_leave_nothing(notify):
     name = new_name()

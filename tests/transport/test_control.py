@@ -260,6 +260,7 @@ def test_closing_drops_the_copies_of_descriptors_that_were_never_sent(sockets):
 # -- a peer that means harm --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F09")
 @pytest.mark.parametrize(
     "data",
     [
@@ -289,6 +290,7 @@ def test_an_empty_packet_is_the_end(hostile):
         victim.receive_now()
 
 
+@pytest.mark.fault("F10")
 @pytest.mark.parametrize(
     ("data", "count"),
     [
@@ -314,6 +316,7 @@ def test_unexpected_descriptors_are_closed(hostile, data, count):
     assert open_descriptors() == before
 
 
+@pytest.mark.fault("F10")
 def test_a_side_that_expects_no_descriptors_never_opens_one(sockets):
     with Channel(sockets[1]) as server, EventFd.create() as event:
         send_with(sockets[0], frame(ATTACHED, fds=1), [event.fileno()])
@@ -323,6 +326,7 @@ def test_a_side_that_expects_no_descriptors_never_opens_one(sockets):
         assert open_descriptors() == before
 
 
+@pytest.mark.fault("F10", "E07")
 def test_descriptors_above_the_limit_of_this_process_are_an_error_that_leaves_nothing_open(hostile):
     peer, victim = hostile
     with EventFd.create() as event:
@@ -340,6 +344,7 @@ def test_descriptors_above_the_limit_of_this_process_are_an_error_that_leaves_no
         assert open_descriptors() == before
 
 
+@pytest.mark.fault("F10")
 def test_a_stray_descriptor_of_the_wrong_type_is_refused_by_whoever_adopts_it(ends):
     ours, theirs = ends
     before = open_descriptors()
@@ -366,6 +371,7 @@ def test_the_kernel_says_who_is_at_the_other_end(sockets):
     assert check_peer(sockets[0]).pid == os.getpid()
 
 
+@pytest.mark.fault("F01")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_user_is_not_trusted(public_folder):
     path = public_folder / "socket"
@@ -388,6 +394,7 @@ def test_another_user_is_not_trusted(public_folder):
         assert child.wait(SOON) == 0
 
 
+@pytest.mark.fault("F01")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_root_is_no_exception(sockets):
     os.seteuid(65534)

@@ -97,12 +97,14 @@ def test_a_region_that_is_too_small_or_a_bad_name_is_refused(memory):
 # -- not there yet -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E09")
 @pytest.mark.parametrize("source", [b"", bytes(4096)])
 def test_an_object_without_a_size_is_half_made(source):
     with pytest.raises(InvalidState, match="half made"):
         read_manifest(source, 0)
 
 
+@pytest.mark.fault("E09")
 def test_without_magic_it_is_half_made(memory):
     with pytest.raises(InvalidState, match="half made"):
         read_manifest(bytes(len(memory)), len(memory))
@@ -113,6 +115,7 @@ def test_without_magic_it_is_half_made(memory):
 # -- somebody else's ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E09")
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -157,12 +160,14 @@ def test_a_size_that_no_region_has_is_refused(memory, size):
         read_manifest(memory, size)
 
 
+@pytest.mark.fault("E09")
 @pytest.mark.parametrize("length", [0, 8, 127, 128, STATIC - 1])
 def test_a_manifest_that_is_cut_off_is_refused(memory, length):
     with pytest.raises(VersionMismatch):
         read_manifest(memory[:length], len(memory))
 
 
+@pytest.mark.fault("E09")
 @given(st.binary(max_size=600), st.integers(0, 1 << 41))
 def test_any_bytes_are_a_named_error(junk, size):
     with pytest.raises((InvalidState, VersionMismatch)):

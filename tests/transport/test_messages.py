@@ -174,6 +174,7 @@ def test_only_some_messages_carry_descriptors():
 GOOD = msgpack.packb({"type": "detach"})
 
 
+@pytest.mark.fault("F09")
 @pytest.mark.parametrize(
     "bad",
     [
@@ -207,6 +208,7 @@ def test_descriptors_that_were_not_announced_are_refused():
 NAN = b"\xcb\x7f\xf8\0\0\0\0\0\0"
 
 
+@pytest.mark.fault("F05", "F06", "F08")
 @pytest.mark.parametrize(
     "body",
     [
@@ -262,6 +264,7 @@ def test_a_hostile_body_is_refused_without_spending_memory(body):
     assert peak < 1 << 20
 
 
+@pytest.mark.fault("F08")
 @given(st.binary(max_size=300))
 def test_any_body_is_a_message_or_a_protocol_error(body):
     with contextlib.suppress(ProtocolError):

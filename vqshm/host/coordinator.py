@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from vqshm.notify.notifier import Kind
 
-MAX_CLIENTS = 256  # connections at a time; more are turned away
+MAX_CLIENTS = 256  # connections at a time; for one more the oldest without a role is dropped
 BACKLOG = 64
 
 
@@ -198,8 +198,11 @@ class Coordinator:
             connection.close()
             return
         if len(self._clients) >= MAX_CLIENTS:
-            connection.close()
-            return
+            silent = next((client for client in self._clients.values() if client.slot is None), None)
+            if silent is None:
+                connection.close()
+                return
+            self._drop(silent)  # of those without a role the one that had the most time to ask for it
         client = _Client(Channel(connection), peer.pid)
         self._clients[client.channel.fileno()] = client
         self._poller.register(client.channel, select.POLLIN)

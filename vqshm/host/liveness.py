@@ -1,7 +1,8 @@
 """Liveness: who a process is, and whether it still runs.
 
 A pid alone proves nothing: it is used again. With its start time (clock ticks since boot, field 22 of /proc/PID/stat)
-it names one process for good. A zombie has ended: it will never touch the memory again. A stopped process has not.
+it names one process for good. A zombie has ended: it will never touch the memory again; unless only its first thread is
+one, and others run on. A stopped process has not ended.
 
 Death is an event, not a silence: a pidfd becomes readable when its process ends, so nobody needs heartbeats.
 """
@@ -14,7 +15,7 @@ import select
 from pathlib import Path
 from typing import NamedTuple
 
-_STATE, _START_TIME = 0, 19  # positions behind the command's name in /proc/PID/stat
+_STATE, _THREADS, _START_TIME = 0, 17, 19  # positions behind the command's name in /proc/PID/stat
 _ENDED = {"Z", "X", "x"}
 
 
@@ -32,7 +33,8 @@ class ProcessId(NamedTuple):
         except (FileNotFoundError, ProcessLookupError):
             return None  # any other error, as no descriptor left, says nothing about that process
         fields = stat[stat.rindex(")") + 2 :].split()
-        return None if fields[_STATE] in _ENDED else cls(pid, int(fields[_START_TIME]))
+        ended = fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1
+        return None if ended else cls(pid, int(fields[_START_TIME]))
 
     @classmethod
     def own(cls) -> ProcessId:
