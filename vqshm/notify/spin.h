@@ -34,6 +34,13 @@ static inline int64_t vq_now(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* The time of the last tick of the kernel's timer: some milliseconds coarse, and a few nanoseconds to read. */
+static inline int64_t vq_tick(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 static inline int vq_until_changed_u16(const unsigned char *p, uint16_t old, int64_t nanoseconds) {
     int64_t end = vq_now() + nanoseconds;
     do {

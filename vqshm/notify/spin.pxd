@@ -6,6 +6,8 @@ from vqshm.memory.atomic cimport Region
 
 
 cpdef bint until_changed(Region region, Py_ssize_t offset, int old, long long nanoseconds) except -1
+cpdef long long now() except -1
+cpdef long long tick() except -1
 
 
 @cython.final
@@ -15,3 +17,4 @@ cdef class Pace:
 
     cpdef bint look(self, Region region, Py_ssize_t offset, int old) except -1
     cpdef slept(self, long long nanoseconds)
+    cdef void _shorten(self) noexcept

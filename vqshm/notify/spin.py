@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SPIN_NANOSECONDS: Final = 50_000  # about what a blocked wake-up costs
 LEAST_SHARE: Final = 16  # a pace that does not pay falls to this part of the full one
+_COARSE: Final = 6  # CLOCK_MONOTONIC_COARSE
 
 
 def until_changed(region: Region, offset: int, old: int, nanoseconds: int) -> bool:
@@ -31,10 +32,23 @@ def until_changed(region: Region, offset: int, old: int, nanoseconds: int) -> bo
     return True
 
 
+def now() -> int:
+    """`time.monotonic_ns()`, for those who are compiled."""
+    return time.monotonic_ns()
+
+
+def tick() -> int:
+    """The same, when the kernel's timer ticked last: some milliseconds coarse, and a few nanoseconds to read."""
+    return time.clock_gettime_ns(_COARSE)
+
+
 class Pace:
     """How long one waiting side looks before it sleeps: `limit` nanoseconds at first, less while it was in vain.
 
-    With a single processor it does not look at all, since the other side cannot run meanwhile.
+    With a single processor it does not look at all, since the other side cannot run meanwhile. But where there are more
+    processes than processors, it may be our processor that the other side waits for. So a look ends by letting others
+    run, once: if that helps, the other side goes on until it has plenty for us, and need not wake us for each message;
+    and the next look is shorter.
     """
 
     __slots__ = ("budget", "limit")
@@ -50,11 +64,20 @@ class Pace:
 
     def look(self, region: Region, offset: int, old: int) -> bool:
         """As `until_changed`, for as long as it is worth. Where it was in vain, call `slept` after the sleep."""
-        return until_changed(region, offset, old, self.budget)
+        if until_changed(region, offset, old, self.budget):
+            return True
+        os.sched_yield()
+        if not until_changed(region, offset, old, 0):
+            return False
+        self._shorten()
+        return True
 
     def slept(self, nanoseconds: int) -> None:
         """Learn from a sleep: a short one should have been looked through, a long one need not be looked into."""
         if nanoseconds < 2 * self.limit:
             self.budget = self.limit
         else:
-            self.budget = max(self.budget // 2, self.limit // LEAST_SHARE)
+            self._shorten()
+
+    def _shorten(self) -> None:
+        self.budget = max(self.budget // 2, self.limit // LEAST_SHARE)

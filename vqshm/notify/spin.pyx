@@ -4,12 +4,19 @@ import os
 
 from vqshm.memory.atomic cimport Region
 
+cdef extern from "sched.h" nogil:
+    int sched_yield() noexcept
+
 cdef extern from "spin.h" nogil:
+    bint vq_changed_u16(const unsigned char*, unsigned short) noexcept
     bint vq_glance_u16(const unsigned char*, unsigned short) noexcept
+    long long vq_now() noexcept
+    long long vq_tick() noexcept
     bint vq_until_changed_u16(const unsigned char*, unsigned short, long long) noexcept
 
 SPIN_NANOSECONDS = 50_000
 LEAST_SHARE = 16
+cdef int _LEAST_SHARE = LEAST_SHARE
 cdef long long LONGEST = 3_600_000_000_000  # an hour, so that no sum overflows
 
 
@@ -29,6 +36,14 @@ cpdef bint until_changed(Region region, Py_ssize_t offset, int old, long long na
     return changed
 
 
+cpdef long long now() except -1:
+    return vq_now()
+
+
+cpdef long long tick() except -1:
+    return vq_tick()
+
+
 cdef class Pace:
     """How long one waiting side looks before it sleeps; see the interpreted body."""
 
@@ -41,10 +56,20 @@ cdef class Pace:
         self.budget = limit
 
     cpdef bint look(self, Region region, Py_ssize_t offset, int old) except -1:
-        return until_changed(region, offset, old, self.budget)
+        if until_changed(region, offset, old, self.budget):
+            return True
+        with nogil:
+            sched_yield()
+        if not vq_changed_u16(region.base + offset, <unsigned short>old):
+            return False
+        self._shorten()
+        return True
 
     cpdef slept(self, long long nanoseconds):
         if nanoseconds < 2 * self.limit:
             self.budget = self.limit
         else:
-            self.budget = max(self.budget // 2, self.limit // LEAST_SHARE)
+            self._shorten()
+
+    cdef void _shorten(self) noexcept:
+        self.budget = max(self.budget >> 1, self.limit // _LEAST_SHARE)

@@ -7,9 +7,10 @@
         news.send(b"to all of you")
 
 Rules
-- "share": the receivers have their turn one after the other; who has no room is passed over. Only when all are full
-  does the sender wait, for all of them at once. A message lies in its receiver's lane from then on, so lanes that are
-  to be shared evenly are short ones (`size`).
+- "share": messages go to whoever is expected to be done soonest (`turns` tells by what rule): one by one and in turn to
+  those who take long, in runs to those who are quick. Who has no room is passed over; only when all are full does the
+  sender wait, for all of them at once. A message lies in its receiver's lane from then on, so lanes that are to be
+  shared evenly are short ones (`size`).
 - "broadcast": a message goes to every living receiver or to none: room is found in all lanes before anything is sent.
   So the slowest one decides; at a deadline NoRoom names it, nobody has got the message, and to send it again gives it
   to nobody twice.
@@ -29,18 +30,18 @@ from vqshm.errors import CoordinatorGone, DeviceNeedsReset, InvalidState, NoRoom
 from vqshm.memory.pool import GRAIN
 from vqshm.message.fan.base import ENDLESS, Fan
 from vqshm.message.fan.out_lane import Draft, Gone, OutLane, bytes_of, pieces_of, write
+from vqshm.message.fan.turns import Turns
 from vqshm.message.words import PutWords
 from vqshm.notify import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vqshm.lane.outlet import Reservation
 
 Mode = Literal["share", "broadcast"]
 
 _TURN: Final = 16  # messages of a `send_many` to one receiver at a time
-_GLANCE: Final = 64  # messages between two looks whether all receivers live
 _SHORT_SLEEP: Final = 0.002  # seconds: how long half of the messages are waited for, before one is enough
 
 
@@ -73,10 +74,8 @@ class Fanout(PutWords, Fan["OutLane"]):
         self.mode = mode
         self.gone: list[Gone] = []
         self._living = list(lanes)
-        self._outlets = [lane.outlet for lane in lanes]  # of the living
-        self._turn = -1  # the lane, of the living, that had its turn last
-        self._until_glance = _GLANCE
-        self._send = self._share if mode == "share" else self._broadcast
+        self._turns = Turns(self, [lane.outlet for lane in lanes])
+        self.send = self._turns.send if mode == "share" else self._turns.send_all  # type: ignore[method-assign]
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -87,9 +86,7 @@ class Fanout(PutWords, Fan["OutLane"]):
         then nobody got it; MessageTooLarge, ValueError, TypeError, PeerGone without receivers, InvalidState, and once
         the PeerViolation of a receiver that breaks a rule.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
-        self._send(data, timeout)
+        self.send(data, timeout)
 
     def send_many(self, messages: Iterable[Any], timeout: float | None = None) -> None:
         """Send each of the messages as `send` would, `timeout` for each, but show them to the receivers some at a time.
@@ -98,6 +95,7 @@ class Fanout(PutWords, Fan["OutLane"]):
         those, and no others.
         """
         Deadline(timeout)  # raises
+        self.glance()
         rest, done = iter(messages), 0
         some = self._share_some if self.mode == "share" else self._broadcast_some
         while chunk := list(islice(rest, _TURN * max(1, len(self._living)))):
@@ -141,8 +139,9 @@ class Fanout(PutWords, Fan["OutLane"]):
         if self.mode != "share":
             raise InvalidState("a broadcast has no single answer")
         Deadline(timeout)  # raises
-        self._glance()
-        free = next((lane for lane in self._in_turn() if lane.outlet.num_free > 1), self._living[self._turn])
+        self.glance()
+        lanes = list(self._in_turn())
+        free = next((lane for lane in lanes if lane.outlet.num_free > 1), lanes[0])
         return free.outlet.call(data, answer_bytes, timeout)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -173,86 +172,55 @@ class Fanout(PutWords, Fan["OutLane"]):
 
     # -- sharing -------------------------------------------------------------------------------------------------------
 
-    def _in_turn(self) -> Iterable[OutLane]:
-        """The living lanes, the next in turn first; the one that is looked at last had its turn."""
-        for _ in range(len(self._living)):
-            self._turn += 1
-            if self._turn >= len(self._living):
-                self._turn = 0
-            yield self._living[self._turn]
+    def _in_turn(self) -> Iterator[OutLane]:
+        """The living lanes, whose turn it is first."""
+        living = self._living
+        first = max(0, self._turns.pick(0))
+        yield from living[first:]
+        yield from living[:first]
 
-    def _share(self, data: Any, timeout: float | None) -> None:
-        self._until_glance -= 1
-        if self._until_glance <= 0:
-            self._glance()
-        outlets = self._outlets
-        turn = self._turn + 1
-        if turn >= len(outlets):
-            turn = 0
-        if outlets:
-            self._turn = turn
-            outlet = outlets[turn]
-            if outlet.num_free and outlet.ready and not outlet.reserved:  # as `offer`, in fewer steps
-                try:
-                    outlet.send(data, 0)
-                except NoRoom:
-                    pass
-                else:
-                    return
-            elif self._living[turn].offer(data):
-                return
+    def share(self, data: Any, timeout: float | None) -> None:
+        """As `TurnsKeeper.share`."""
         self._await(lambda: any(lane.offer(data) for lane in self._in_turn()), timeout)
+
+    def glance(self) -> None:
+        """As `TurnsKeeper.glance`."""
+        self._check_usable()
+        if self._ears.listen(0) or not self._living or self.notify != "eventfd":
+            self._check_life()
 
     def _share_some(self, chunk: Sequence[Any], at: int, timeout: float | None) -> int:
         """Send the next messages of a chunk to somebody: how many."""
-        self._until_glance -= _TURN
-        if self._until_glance <= 0:
-            self._glance()
         share = min(_TURN, -(-len(chunk) // max(1, len(self._living))))
-        piece = chunk[at : at + share]
-        for lane in self._in_turn():
-            count = lane.offer_many(piece)
+        if self._turns.pick(0) >= 0:
+            lane = self._living[self._turns.turn]
+            count = lane.offer_many(chunk[at : at + max(share, self._turns.left)])
             if count:
                 return count
-        self._share(piece[0], timeout)
+        self.share(chunk[at], timeout)
         return 1
 
     # -- broadcasting --------------------------------------------------------------------------------------------------
 
-    def _broadcast(self, data: Any, timeout: float | None) -> None:
-        self._until_glance -= 1
-        if self._until_glance <= 0:
-            self._glance()
+    def broadcast(self, data: Any, timeout: float | None) -> None:
+        """As `TurnsKeeper.broadcast`."""
         count = bytes_of(data)
-        need = 2 * count + GRAIN
-        for outlet in self._outlets:
-            arena = outlet.arena
-            if not (outlet.num_free and outlet.ready and arena.free >= need and arena.out < outlet.size):
-                break
-        else:
-            if self._outlets:
-                for outlet in self._outlets:
-                    outlet.send(data, 0)  # cannot fail: nobody else takes room
-                return
-        if self._living and self._all_fit(1, need):  # once what was given back is noticed
-            for outlet in self._outlets:
-                outlet.send(data, 0)
+        if self._living and self._all_fit(1, 2 * count + GRAIN):  # once what was given back is noticed
+            for lane in self._living:
+                lane.outlet.send(data, 0)
         else:
             self._broadcast_slowly(data, count, timeout)
 
     def _broadcast_some(self, chunk: Sequence[Any], at: int, timeout: float | None) -> int:
         """Send the next messages of a chunk to everybody: how many."""
         piece = chunk[at : at + 2 * _TURN]
-        self._until_glance -= len(piece)
-        if self._until_glance <= 0:
-            self._glance()
         counts = [bytes_of(data) for data in piece]
         # Each message fills cache lines, and the largest may not fit in front of the arena's end.
         if self._living and self._all_fit(len(piece), sum(counts) + max(counts) + GRAIN * (len(piece) + 1)):
             for lane in self._living:
                 lane.outlet.send_many(piece, 0)
             return len(piece)
-        self._broadcast(piece[0], timeout)
+        self.broadcast(piece[0], timeout)
         return 1
 
     def _all_fit(self, messages: int, count: int) -> bool:
@@ -353,13 +321,6 @@ class Fanout(PutWords, Fan["OutLane"]):
                 reserved=reserved,
             )
 
-    def _glance(self) -> None:
-        """Now and then: find out whether everybody lives."""
-        self._until_glance = _GLANCE
-        self._check_usable()
-        if self._ears.listen(0) or not self._living or self.notify != "eventfd":
-            self._check_life()
-
     def _check_life(self) -> None:
         """Leave out who is gone, or broke a rule. Raises PeerGone if nobody is left, DeviceNeedsReset."""
         for lane in self._living[:]:
@@ -383,7 +344,7 @@ class Fanout(PutWords, Fan["OutLane"]):
 
     def _leave_out(self, lane: OutLane, error: VqshmError) -> None:
         self._living = [each for each in self._living if each is not lane]
-        self._outlets = [each.outlet for each in self._living]
+        self._turns.follow([each.outlet for each in self._living])
         self.gone.append(Gone(lane.lane, lane.pid, lane.pending(), error))
 
     def _in_flight(self) -> int:
