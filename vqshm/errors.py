@@ -22,6 +22,7 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── InvalidUsedId                 a used id that is not below the queue size         [2.7.8]
     │   ├── UsedIdNotInFlight             a used id that was never offered, or twice         [2.7.8]
     │   ├── InvalidUsedLength             more bytes written than the chain can hold         [2.7.8.2]
+    │   ├── InvalidInflight               an in-flight area that no device leaves behind
     │   ├── MessageTooLarge               more bytes than the whole lane holds
     │   ├── NegotiationError              a feature set or status write nobody may make      [2.2, 3.1]
     │   └── VersionMismatch               a region of another version, size or byte order
@@ -46,6 +47,7 @@ Three questions choose the branch: did *you* break a rule, did the *peer*, or is
     │   ├── RegionShrunk                  somebody cut the memory that all share
     │   └── DeviceNeedsReset              the device gave up: its status says so             [2.1.2]
     └── PeerGone (ConnectionError)        a process ended; with pid and what was in flight
+        ├── RequestLost                   the device ended before it answered this request
         ├── EndOfMessages (EOFError)      the sender has left, and everything it sent was received
         └── CoordinatorGone
 
@@ -157,6 +159,10 @@ class UsedIdNotInFlight(RuleError):
 
 class InvalidUsedLength(RuleError):
     """A used element claims more bytes than the device-writable part of its chain holds [2.7.8.2]."""
+
+
+class InvalidInflight(RuleError):
+    """What an in-flight area says cannot be: another version or size, a chain twice, more than were offered."""
 
 
 class MessageTooLarge(RuleError):
@@ -275,6 +281,10 @@ class DeviceNeedsReset(PeerViolation, RuntimeError):
 
 class PeerGone(VqshmError, ConnectionError):
     """The process on the other side ended. `facts`: pid, role, in_flight."""
+
+
+class RequestLost(PeerGone):
+    """The device ended before it answered this request; nobody can know whether it was handled. `facts`: pid, queue."""
 
 
 class EndOfMessages(PeerGone, EOFError):

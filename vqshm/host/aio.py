@@ -163,6 +163,8 @@ class AsyncDriver:
                 self.driver.check(port.number)
             except VqshmError as error:
                 self._fail(error, port.number)
+        while (request := self.driver.reap()) is not None:  # those that failed with their device
+            self._deliver(request)
 
     def _deliver(self, request: Request) -> None:
         future = self._futures.pop(request, None)

@@ -9,6 +9,9 @@
             written = chain.writer().write(chain.reader().read())
             device.complete(chain, written)
 
+Where the region says `restart="resume"`, a device goes on with what its dead predecessor had in flight: these chains
+come first, in the order in which they were taken, and `chain.replayed` is true for each, as it may have been handled.
+
 Queues are served in turn, one chain each, so that a busy one cannot starve the others. A chain that breaks a rule of
 the specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET), the other queues go on.
 """
@@ -90,6 +93,20 @@ class Device(DeviceRole):
             ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
         self.ports = ports
         self._by_queue = {port.queue: port for port in self.ports}
+        for port in ports:
+            if self.resumed:
+                self._resume(port)
+            else:
+                port.begin()
+
+    def _resume(self, port: DevicePort) -> None:
+        """Go on where the device before this one stopped."""
+        try:
+            count = port.resume()
+        except PeerViolation as error:
+            self.needs_reset(str(error), port.number)
+        else:
+            log.info("%s goes on: %d chains were in flight", port.queue.name, count)
 
     def _stop_queues(self) -> None:
         self._show_counts()

@@ -60,6 +60,7 @@ class DeviceRole(Endpoint):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.peer_lost = False  # the driver that leaves did not say goodbye: its process ends
         self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
+        self.resumed = False  # the driver's session was begun by another device process
         super().__init__(*args, **kwargs)
 
     # -- what a device fills in ----------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ class DeviceRole(Endpoint):
         raise NotImplementedError
 
     def _start_queues(self) -> None:
-        """A driver has set DRIVER_OK, with `features`: serve its queues."""
+        """A driver has set DRIVER_OK, with `features`: serve its queues, from where they stand if `resumed`."""
         raise NotImplementedError
 
     def _stop_queues(self) -> None:
@@ -106,6 +107,7 @@ class DeviceRole(Endpoint):
             self._watch_peer(ProcessId(event["pid"], event["start_time"]))
             self.features = event["features"]
             self.leaving = self.peer_lost = False
+            self.resumed = event.get("resume", False)
             self._start_queues()
         elif what in {"stop", "peer_gone", "closing"}:
             self.leaving = True

@@ -7,6 +7,10 @@ with Driver.attach("demo", "echo0") as driver:
     for request in driver.completed(timeout=1.0):           # in the order the device returns them
         with request:
             use(request.written, request.views())
+
+What happens when the device process dies, the region says (`DeviceSpec.restart`). "reset": PeerGone, and `reset()`
+returns what got no answer. "resume": nothing but a delay; the next device process goes on with it. "fail": what was in
+flight comes back failed (`request.error` is a RequestLost, which `output()` raises), and the next request begins anew.
 """
 
 from __future__ import annotations
@@ -18,10 +22,13 @@ from vqshm.errors import (
     DeadlineExceeded,
     InvalidState,
     OutOfBuffers,
+    PeerGone,
     QueueBroken,
     QueueFull,
+    RequestLost,
 )
 from vqshm.host.driver_role import DriverRole
+from vqshm.host.endpoint import CONTROL_TIMEOUT
 from vqshm.host.ports import DriverPort
 from vqshm.memory import BufferPool
 from vqshm.notify import Deadline
@@ -41,6 +48,7 @@ class Driver(DriverRole):
         self._lost: list[Request] = []  # what was in flight at a reset that is not finished yet
         self._early: list[Request] = []  # reaped by `request()` while it waited for its own
         self._abandoned: set[Request] = set()  # of `request()` calls that did not wait until the end
+        self._failed_over = False  # restart "fail": the device is gone, and its successor is not met yet
         super().__init__(*args, **kwargs)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -60,6 +68,7 @@ class Driver(DriverRole):
 
     def _go(self) -> None:
         self.ports, self._retired = self._retired, []
+        self._failed_over = False
 
     def _halt(self) -> None:
         self._retired += self.ports
@@ -86,6 +95,35 @@ class Driver(DriverRole):
         self._restart(Deadline(timeout))
         lost, self._lost = self._lost, []
         return lost
+
+    def _device_gone(self) -> None:
+        if self.plan.restart != "fail" or self.coordinator_gone or self.closing:
+            self._raise_gone()
+        self._fail_in_flight()
+
+    def _fail_in_flight(self) -> None:
+        """The device is gone: what it had comes back failed, and the next request begins anew."""
+        pid = self.peer.pid if self.peer is not None else 0
+        self._halt()
+        self._reset_device(Deadline(CONTROL_TIMEOUT))
+        self._failed_over = True
+        for request in self._lost:
+            request.error = RequestLost(
+                f"the device of {self.region}/{self.plan.name}, process {pid}, ended before it answered this request; "
+                "whether it did what was asked nobody can know",
+                pid=pid,
+                queue=request.queue,
+            )
+        self._early += self._lost
+        self._lost = []
+
+    def _fail_over(self, deadline: Deadline) -> None:
+        """Begin with the device that came after the one that ended. Raises PeerGone if there is none in time."""
+        try:
+            self._wait_device(deadline)
+        except DeadlineExceeded as error:
+            raise PeerGone(f"the device is gone: {error}", role="device", in_flight=0) from None
+        self._initialise(Deadline(CONTROL_TIMEOUT))
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -131,6 +169,8 @@ class Driver(DriverRole):
         for room in the queue, too. Raises as `submit` and `completed`.
         """
         deadline = Deadline(timeout)
+        if self._failed_over:
+            self._fail_over(deadline)
         mine = self._submit_when_room(*self.chain_of(readable, writable), queue, deadline)
         try:
             while not mine.done:
@@ -191,18 +231,21 @@ class Driver(DriverRole):
     def check(self, queue: int | None = None) -> None:
         """Raise unless what is in flight can be expected to come back: PeerGone, DeviceNeedsReset, QueueBroken.
 
+        Where requests fail with their device, they are there to be reaped after this call.
         A queue that broke does not stop the others: unless one `queue` is asked for, their requests are waited for
         first.
         """
         self._check_initialised()
         self._check_device()
+        if self._failed_over:
+            return
         busy = [port for port in (self.ports if queue is None else [self.ports[queue]]) if port.in_flight]
         if busy and all(self._is_broken(port) for port in busy):
             self._check_port(busy[0])
 
     def stalled(self) -> str:
         """Who is waited for, and for what: the message of a deadline."""
-        alive = "has left" if self.peer_gone else "is alive"
+        alive = "has left" if self.peer_gone else "has ended and got no successor" if self._orphaned else "is alive"
         pid = self.peer.pid if self.peer is not None else 0
         used = sum(port.counts["reaped"] for port in self.ports)
         return (
@@ -224,6 +267,8 @@ class Driver(DriverRole):
 
     def _check_initialised(self) -> None:
         self._check_usable()
+        if self._failed_over:
+            self._fail_over(Deadline(0))
         if not self.ports:
             raise InvalidState(f"{self.region}/{self.plan.name} is not initialised: call reset()")
 
@@ -256,7 +301,7 @@ class Driver(DriverRole):
     def _collect(self, deadline: Deadline) -> None:
         """Wait for the device to return something, and keep it, in order, for `request` and `completed`."""
         self.kick()
-        self._wait(lambda: any(port.has_work for port in self.ports), deadline)
+        self._wait(lambda: self._failed_over or any(port.has_work for port in self.ports), deadline)
         for port in self.ports:
             while (request := self._reap_from(port)) is not None:
                 self._early.append(request)

@@ -71,6 +71,8 @@ class DriverRole(Endpoint):
         self._offered = 0
         self._wanted = self._required = 0
         self._end: Deadline | None = None  # of the last answers, once the region is closing
+        self._orphaned = False  # our device has ended, and a new one will go on with what is in flight
+        self._over = False  # this session is: the coordinator says so
         self._reset_wanted: dict[int, str] = {}  # queue -> why the device needs a reset, once it said so
         super().__init__(*args, **kwargs)
 
@@ -111,6 +113,7 @@ class DriverRole(Endpoint):
     def _meet_device(self) -> bool:
         """Make the device that attached last the peer. A later one is not looked at before the next reset."""
         self._forget_peer()
+        self._over = self._orphaned = False
         if self._arrived is None:
             return False
         process, self._offered = self._arrived
@@ -149,20 +152,31 @@ class DriverRole(Endpoint):
         """
         self._check_usable()
         self._halt()
+        self._reset_device(deadline)
+        self._wait_device(deadline)
+        self._initialise(deadline)
+
+    def _reset_device(self, deadline: Deadline) -> None:
+        """Reset the device, and take everything back."""
         self._status(spec.STATUS_RESET, deadline)
         self._take_back()
         self._reset_wanted.clear()
-        self._wait_device(deadline)
-        self._initialise(deadline)
 
     def _on_event(self, event: Message) -> None:
         what = event["what"]
         if what == "peer_attached":
             self._arrived = ProcessId(event["pid"], event["start_time"]), event["features"]
+            if event.get("resume", False):
+                self._orphaned = False
+                self._watch_peer(self._arrived[0])
         elif what == "peer_gone":
             self._arrived = None
-            if self._watch is not None:
-                self._watch.close()  # it need not have ended: it counts as gone until the next reset
+            if event.get("resume", False):
+                self._await_successor()
+            elif self.peer is not None:
+                self._over = True  # it need not have ended: it counts as gone until the next reset
+                self._orphaned = False
+                self._unwatch_peer()
         elif what == "needs_reset":
             self._reset_wanted[event.get("queue", 0)] = event.get("reason", "no reason given")
         elif what == "closing":
@@ -178,14 +192,31 @@ class DriverRole(Endpoint):
 
     def _check_device(self) -> None:
         """Raise PeerGone if nothing will come back any more, because the device or the region is gone."""
-        if self.peer_gone:
-            self._raise_gone()
+        hopeless = self._over or self._reset_wanted or self.coordinator_gone or self.closing
+        if self.peer_gone and self.plan.restart == "resume" and not hopeless:
+            self._await_successor()  # the coordinator will say so, or otherwise
+        if self.peer_gone or (self._orphaned and hopeless):
+            self._device_gone()
         if self._end is not None and self._end.expired:
             raise CoordinatorGone(
                 f"region {self.region!r} was closed; {self.in_flight} requests will not be answered",
                 pid=self.header.pid,
                 in_flight=self.in_flight,
             )
+
+    def _device_gone(self) -> None:
+        """The device has ended, and nobody takes the session up."""
+        self._raise_gone()
+
+    def _await_successor(self) -> None:
+        """Our device has ended; another one will go on with what is in flight."""
+        self._orphaned = True
+        self._unwatch_peer()
+
+    @property
+    def peer_gone(self) -> bool:
+        """Whether our device has left or ended, and nobody has taken the session up."""
+        return self._over or super().peer_gone
 
     def _check_reset(self, queue: int) -> None:
         """Raise DeviceNeedsReset if the device gave this queue up."""

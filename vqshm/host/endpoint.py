@@ -258,6 +258,10 @@ class Endpoint:
 
     def _forget_peer(self) -> None:
         self.peer = None
+        self._unwatch_peer()
+
+    def _unwatch_peer(self) -> None:
+        """It has ended, and that is known: it shall wake nobody any more."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None

@@ -58,15 +58,30 @@ class DevicePort(_Port[DeviceQueue]):
         call: Notifier,
         cells: DeviceCounters,
     ) -> None:
-        super().__init__(plan.number, config.device(memory), kick, call, cells)
+        inflight = None if plan.inflight is None else plan.inflight.address
+        super().__init__(plan.number, config.device(memory, inflight=inflight), kick, call, cells)
         # A handler copies what it reads: never more than there is, however often a driver names the same memory.
         self.queue.limit = sum(region.end - region.start for region in memory.regions)
 
+    def begin(self) -> None:
+        """Begin with a driver whose rings stand at 0."""
+        self.queue.begin()
+
+    def resume(self) -> int:
+        """Go on where a dead device stopped: how many chains come again. Raises as `DeviceQueue.resume`."""
+        self.counts.update(self._cells.snapshot())
+        count = self.queue.resume()
+        self.call_bell.signal()  # it may have died between showing a chain and calling for it
+        return count
+
     def pop(self) -> DescriptorChain | None:
-        """The next chain; None if there is none, or the queue is broken. Raises the PeerViolation that breaks it."""
+        """The next chain; None if there is none, or the queue is broken. Raises the PeerViolation that breaks it.
+
+        Those that a dead device had in flight come first, and are marked `replayed`.
+        """
         if self.queue.broken is not None:
             return None
-        chain = self.queue.pop()
+        chain = self.queue.replay() or self.queue.pop()
         if chain is not None:
             self.counts["taken"] += 1
             self.counts["bytes_in"] += chain.readable_bytes
@@ -75,7 +90,7 @@ class DevicePort(_Port[DeviceQueue]):
     @property
     def has_work(self) -> bool:
         """Whether `pop` would find something: a chain, or a violation to report."""
-        return self.queue.broken is None and self.queue.avail_idx() != self.queue.next_avail
+        return self.queue.broken is None and (self.queue.replays > 0 or self.queue.avail_idx() != self.queue.next_avail)
 
     def complete(self, chain: DescriptorChain, written: int) -> None:
         """Return a chain, and call the driver if it wants that."""
@@ -104,7 +119,7 @@ class DriverPort(_Port[DriverQueue]):
         call: Notifier,
         cells: DriverCounters,
     ) -> None:
-        plan.layout.zero(memory)
+        plan.zero(memory)
         self.pool = pool
         self._tables = self._reserve_tables(plan.size) if config.indirect else None
         super().__init__(plan.number, config.driver(memory, indirect_tables=self._tables), kick, call, cells)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from vqshm.errors import VqshmError
     from vqshm.memory import BufferPool, GuestMemory
 
 
@@ -51,13 +52,14 @@ class Lease:
 class Request:
     """What `Driver.submit` returns: in flight until `done`, then `written` and `output()` tell the answer."""
 
-    __slots__ = ("_views", "done", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
+    __slots__ = ("_views", "done", "error", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
 
     def __init__(self, queue: int, readable: Sequence[Lease], writable: Sequence[Lease], tag: Any = None) -> None:
         self.queue = queue
         self.tag = tag  # the caller's own
         self.token = -1  # the queue's, while in flight
         self.done = False
+        self.error: VqshmError | None = None  # why there is no answer and never will be
         self.written = 0  # bytes the device wrote, over all writable buffers in order
         self.offered_at = 0.0  # time.perf_counter() at submit, in seconds
         self.readable = readable
@@ -68,7 +70,7 @@ class Request:
         """A copy of what the device wrote: to one writable buffer, or (None) to all of them.
 
         Only the bytes the device reported as written are returned, never what lay in the buffers before.
-        Raises InvalidState while in flight or after `release`.
+        Raises InvalidState while in flight or after `release`, and the `error` of a request that failed.
         """
         return b"".join(self._slices() if index is None else [self._slices()[index]])
 
@@ -81,6 +83,8 @@ class Request:
     def _slices(self) -> list[memoryview]:
         if not self.done:
             raise InvalidState("the request is still in flight")
+        if self.error is not None:
+            raise self.error
         if any(lease.released for lease in self.writable):
             raise InvalidState("the request was released")
         left = self.written
@@ -114,6 +118,7 @@ class Request:
 
     def __repr__(self) -> str:
         state = f"done, {self.written} bytes" if self.done else "in flight" if self.token >= 0 else "new"
+        state = "failed" if self.error is not None else state
         return f"<Request on queue {self.queue}: {state}>"
 
 

@@ -9,6 +9,11 @@
     status …|DRIVER_OK ────────▶ ── start(features) ──────────────────────────▶ serves the queues
            ◀──── needs_reset ─── DEVICE_NEEDS_RESET ◀──────────── needs_reset ──
 
+    A session outlives its device where the plan says so (restart "resume"):
+
+                     ◀── peer_gone, resume ──   the device ends: LIVE stays, the session is an orphan
+                     ◀── peer_attached, resume   the next device attaches ── start(features), resume ─▶ goes on
+
 The slot believes neither side: each message is judged by the state of the register. A reset is answered only after the
 device has let go (or has ended), because from then on the driver takes its buffers back [2.4].
 """
@@ -66,6 +71,7 @@ class Slot:
         self._device: Client | None = None
         self._served: Client | None = None  # the driver for whom the device was started and has not said "stopped"
         self._resetting: tuple[Client, int] | None = None  # the driver that waits for its reset, and that request
+        self._orphaned = False  # the served driver's device has ended, and a new one shall go on
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
@@ -79,10 +85,13 @@ class Slot:
     def attach_device(self, client: Client, offered: int, config: bytes) -> None:
         """Take the device's role, with the features it offers and the first bytes of its configuration space.
 
-        Raises RoleTaken, NegotiationError, RuleError for a configuration that does not fit.
+        Raises RoleTaken, NegotiationError (also if it does not offer what a session that waits for it was agreed on),
+        RuleError for a configuration that does not fit.
         """
         self._check_free("device", self._device)
         check_offer(offered)
+        if self._orphaned:
+            check_accepted(offered, self._accepted)
         self._config.update(0, config)
         self._device = client
         self._offered = self._cells.offered = offered
@@ -102,7 +111,15 @@ class Slot:
 
     def introduce(self) -> None:
         """Once both are there: tell the driver about its device. To be called when the reply to an attach is sent."""
-        if self._driver is not None and self._device is not None:
+        if self._driver is None or self._device is None:
+            return
+        if self._orphaned:
+            self._orphaned = False
+            self._cells.orphaned = 0
+            self._cells.resumed += 1
+            self._device.event("start", **self._driver.process._asdict(), features=self._accepted, resume=True)
+            self._driver.event("peer_attached", **self._device.process._asdict(), features=self._offered, resume=True)
+        else:
             self._driver.event("peer_attached", **self._device.process._asdict(), features=self._offered)
 
     def _check_free(self, role: str, holder: Client | None) -> None:
@@ -118,6 +135,7 @@ class Slot:
             self._driver = None
             self._cells.driver_pid = 0
             if self._served is None or self._device is None:
+                self._served = None
                 self._back_to_reset()
             elif client is self._served:
                 self._device.event("peer_gone", **news)
@@ -125,6 +143,11 @@ class Slot:
             self._device = None
             self._cells.device_pid = 0
             self._offered = self._cells.offered = 0
+            if self._resumable() and self._driver is not None:
+                self._orphaned = True
+                self._cells.orphaned = 1
+                self._driver.event("peer_gone", **news, resume=True)
+                return
             served, self._served = self._served, None
             if self._status.value & spec.STATUS_DRIVER_OK:
                 self._status.needs_reset()
@@ -133,6 +156,29 @@ class Slot:
                 self._driver.event("peer_gone", **news)
             if served is not None:
                 self._settled(served)
+
+    def _resumable(self) -> bool:
+        """Whether the session goes on without its device, until there is a new one."""
+        return (
+            self.plan.restart == "resume"
+            and self._served is not None
+            and self._served is self._driver
+            and self._resetting is None
+            and self._status.state is State.LIVE
+        )
+
+    def give_up(self, reason: str) -> None:
+        """No new device will take up a session that waits for one: its driver is told that it is over."""
+        if self._orphaned and self._driver is not None:
+            self._end_orphan()
+            self._status.needs_reset()
+            self._show_status()
+            self._driver.event("peer_gone", reason=reason)
+
+    def _end_orphan(self) -> None:
+        self._orphaned = False
+        self._cells.orphaned = 0
+        self._served = None
 
     # -- the driver's messages -----------------------------------------------------------------------------------------
 
@@ -162,6 +208,8 @@ class Slot:
             check_accepted(self._offered, self._accepted)  # again: it may be another device by now
         self._status.write(value)
         self._show_status()
+        if self._orphaned and self._status.state is not State.LIVE:  # FAILED: the driver waits no longer
+            self._end_orphan()
         if fresh & spec.STATUS_DRIVER_OK and self._device is not None:
             self._served = client
             self._device.event("start", **client.process._asdict(), features=self._accepted)
@@ -223,6 +271,8 @@ class Slot:
         client.reply({"type": "ok", "value": self._status.value}, serial=serial)
 
     def _back_to_reset(self) -> None:
+        if self._orphaned:
+            self._end_orphan()
         self._status.reset()
         self._accepted = self._cells.accepted = 0
         self._show_status()

@@ -82,3 +82,5 @@ def check_is_lane(region: str, device: DevicePlan) -> None:
     """Raise RuleError for a device that is no lane."""
     if device.device_id != spec.VQSHM_ID_LANE or len(device.queues) != 1:
         raise RuleError(f"{region}/{device.name} is of device type {device.device_id:#x}, no lane")
+    if device.restart != "reset":
+        raise RuleError(f"{region}/{device.name} is to {device.restart} when its receiver ends, which a lane cannot")

@@ -247,7 +247,7 @@ class LaneDriver(DriverRole):
 
     def _prepare_queues(self) -> None:
         (queue,) = self.plan.queues
-        queue.layout.zero(self.memory)
+        queue.zero(self.memory)
         if self._outlet is None:
             event_idx = bool(self.features >> spec.VIRTIO_F_EVENT_IDX & 1)
             name = f"{self.region}/{self.plan.name}"

@@ -5,6 +5,7 @@
 
 from vqshm.ring.chain import DescriptorChain, Reader, Walk, Writer
 from vqshm.ring.descriptor import Descriptor, PackedDescriptor, VirtqUsedElem
+from vqshm.ring.inflight import Inflight
 from vqshm.ring.layout import SplitLayout
 from vqshm.ring.queue import Queue, QueueConfig
 from vqshm.ring.split_device import AvailIter, DeviceQueue
@@ -18,6 +19,7 @@ __all__ = [
     "DescriptorChain",
     "DeviceQueue",
     "DriverQueue",
+    "Inflight",
     "PackedDescriptor",
     "Queue",
     "QueueConfig",

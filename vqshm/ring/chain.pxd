@@ -38,6 +38,7 @@ cdef class DescriptorChain:
     cdef readonly int head_index
     cdef readonly object queue
     cdef readonly unsigned long long readable_bytes, writable_bytes
+    cdef readonly bint replayed
     cdef Walk _walk
     cdef list _descriptors
 

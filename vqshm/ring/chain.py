@@ -217,6 +217,7 @@ def new_chain(walk: Walk, head_index: int, queue: DeviceQueue) -> DescriptorChai
     chain.memory = walk.memory
     chain.head_index = head_index
     chain.queue = queue
+    chain.replayed = False
     chain.readable_bytes = chain.writable_bytes = 0
     if walk._strict:
         chain._walk = None
@@ -238,13 +239,23 @@ class DescriptorChain:
     private copy. In seed policy every iteration walks the table anew.
     """
 
-    __slots__ = ("_descriptors", "_walk", "head_index", "memory", "queue", "readable_bytes", "writable_bytes")
+    __slots__ = (
+        "_descriptors",
+        "_walk",
+        "head_index",
+        "memory",
+        "queue",
+        "readable_bytes",
+        "replayed",
+        "writable_bytes",
+    )
 
     memory: Memory
     head_index: int
     queue: DeviceQueue  # it came from, and must be returned to
     readable_bytes: int  # this and the next in strict policy; else 0
     writable_bytes: int
+    replayed: bool  # a device that died had taken it, and may have handled it
     _walk: Walk | None
     _descriptors: list[Descriptor] | None
 

@@ -26,6 +26,7 @@ from vqshm.errors import (
     QueueNotReady,
     RuleError,
 )
+from vqshm.ring.inflight import Inflight
 from vqshm.ring.layout import SplitLayout, is_queue_size
 from vqshm.ring.split_device import AvailIter, DeviceQueue
 from vqshm.ring.split_driver import DriverQueue
@@ -51,11 +52,17 @@ class QueueConfig:
         for _, start, size in self.layout.areas():
             memory.check(start, size)
 
-    def device(self, memory: Memory, *, strict: bool = True) -> DeviceQueue:
-        """The device half. Raises as `check`."""
+    def device(self, memory: Memory, *, strict: bool = True, inflight: int | None = None) -> DeviceQueue:
+        """The device half; `inflight`: the address of its in-flight area, if it has one. Raises as `check`."""
         self.check(memory)
         return DeviceQueue(
-            memory, self.layout, event_idx=self.event_idx, indirect=self.indirect, strict=strict, name=self.name
+            memory,
+            self.layout,
+            event_idx=self.event_idx,
+            indirect=self.indirect,
+            strict=strict,
+            inflight=None if inflight is None else Inflight(memory, inflight, self.layout.size),
+            name=self.name,
         )
 
     def driver(self, memory: Memory, *, indirect_tables: tuple[int, int] | None = None) -> DriverQueue:

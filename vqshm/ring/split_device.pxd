@@ -4,6 +4,7 @@ import cython
 
 cimport vqshm.memory.atomic as atomic
 from vqshm.ring.chain cimport DescriptorChain, Walk, new_chain, new_walk
+from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
@@ -19,6 +20,8 @@ cdef class DeviceQueue(Half):
     cdef unsigned long long[::1] _shadow
     cdef unsigned short[::1] _taken
     cdef Walk _walk
+    cdef Inflight _inflight
+    cdef list _replays
 
     cpdef int available(self) except -1
     @cython.final
@@ -33,6 +36,10 @@ cdef class DeviceQueue(Half):
     cpdef DescriptorChain pop(self)
     @cython.locals(chain=DescriptorChain)
     cpdef DescriptorChain chain(self, Py_ssize_t head)
+    @cython.locals(used=int, seen=int, heads=list, slot=int)
+    cpdef int resume(self) except -1
+    @cython.locals(chain=DescriptorChain)
+    cpdef DescriptorChain replay(self)
     cpdef add_used(self, Py_ssize_t head, Py_ssize_t written)  # Py_ssize_t: unlike int, it refuses a float
     cpdef put_used(self, Py_ssize_t head, Py_ssize_t written)
     @cython.final

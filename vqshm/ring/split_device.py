@@ -16,6 +16,7 @@ from vqshm.errors import (
     InvalidAvailRingIndex,
     InvalidChain,
     InvalidDescriptorIndex,
+    InvalidInflight,
     InvalidState,
     InvalidUsedLength,
     RuleError,
@@ -29,6 +30,7 @@ from vqshm.ring.suppress import need_event
 
 if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.ring.inflight import Inflight
     from vqshm.ring.layout import SplitLayout
 
 _FLAGS = ring_layout.FLAGS
@@ -41,13 +43,15 @@ class DeviceQueue(Half):
     """The device half: takes chains, returns them used.
 
     `layout`: queue size and guest addresses of the areas. `event_idx`, `indirect`: the negotiated features. `strict`:
-    see `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. Not thread-safe
-    (`QueueSync`).
+    see `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. `inflight`: where to
+    write down what is in flight, for a successor (strict policy only). Not thread-safe (`QueueSync`).
     """
 
     __slots__ = (
         "_avail_seen",
+        "_inflight",
         "_num_added",
+        "_replays",
         "_shadow",
         "_taken",
         "_walk",
@@ -66,8 +70,13 @@ class DeviceQueue(Half):
         event_idx: bool = False,
         indirect: bool = True,
         strict: bool = True,
+        inflight: Inflight | None = None,
         name: str = "queue",
     ) -> None:
+        if inflight is not None and (not strict or inflight.size != layout.size):
+            raise InvalidState(f"{name}: an in-flight area is for a queue of its size, in strict policy")
+        self._inflight = inflight
+        self._replays: list[int] = []  # heads that a dead device had taken, the next one last
         self.indirect = indirect
         self.strict = strict
         self.limit = spec.MAX_CHAIN_BYTES  # device-readable ones of a chain; fewer where somebody copies them
@@ -136,6 +145,8 @@ class DeviceQueue(Half):
                 raise self._violation(InvalidChain(f"head {head} is offered again while in flight", index=head))
             self._shadow[head] = 1
             self._taken[slot] = head
+            if self._inflight is not None:
+                self._inflight.take(head)
         self.next_avail = (self.next_avail + 1) & 0xFFFF
         return head
 
@@ -178,9 +189,11 @@ class DeviceQueue(Half):
         position = (self.next_avail - 1) & 0xFFFF
         if self.strict:
             head = self._taken[position & self._mask]
-            if self._shadow[head] == 0:
+            if head >= self.size or self._shadow[head] == 0:
                 raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
             self._shadow[head] = 0
+            if self._inflight is not None:
+                self._inflight.untake(head)
         self.next_avail = position
 
     def seek(self, next_avail: int, next_used: int) -> None:
@@ -189,6 +202,57 @@ class DeviceQueue(Half):
             raise ValueError(f"{self.name}: positions {next_avail} and {next_used} must lie in 0..65535")
         self.next_avail = self._avail_seen = next_avail
         self.next_used = next_used
+
+    # -- after a predecessor's death -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Write down that nothing is in flight: a new session. Without an in-flight area there is nothing to do."""
+        if self._inflight is not None:
+            self._inflight.begin()
+
+    def resume(self) -> int:
+        """Go on where a dead device stopped, before anything else is done: how many chains are to be handled again.
+
+        `replay` yields them. Raises InvalidState without an in-flight area, InvalidInflight, InvalidUsedRingIndex.
+        """
+        if self._inflight is None or self.broken is not None:
+            raise InvalidState(f"{self.name}: there is no in-flight area to go on from")
+        used = atomic.load_u16(self._used, _IDX)
+        seen = atomic.load_u16(self._avail, _IDX)
+        try:
+            heads = self._inflight.resume(used)
+        except InvalidInflight as error:
+            raise self._violation(error) from None
+        if len(heads) > (seen - used) & 0xFFFF or (seen - used) & 0xFFFF > self.size:
+            raise self._violation(
+                InvalidInflight(
+                    f"avail.idx {seen}, used.idx {used} and {len(heads)} chains in flight cannot be together",
+                    index=used,
+                )
+            )
+        self.seek((used + len(heads)) & 0xFFFF, used)
+        for slot in range(self.size):
+            self._taken[slot] = 0xFFFF  # no head: what somebody else took cannot be undone
+        for head in heads:
+            self._shadow[head] = 1
+        self._replays = heads[::-1]
+        return len(heads)
+
+    def replay(self) -> DescriptorChain | None:
+        """The next chain that a dead device had taken and not returned; None when there is no more. Raises as `pop`.
+
+        It is to be returned as any other. It may have been handled before, wholly or in part, and `replayed` says so.
+        """
+        if not self._replays:
+            return None
+        chain = self.chain(self._replays.pop())
+        chain.replayed = True
+        return chain
+
+    @property
+    def replays(self) -> int:
+        """Chains that `replay` has still to yield."""
+        return len(self._replays)
 
     def __iter__(self) -> AvailIter:
         """Take the chains available at this moment, one per step. Raises as `available`."""
@@ -223,12 +287,16 @@ class DeviceQueue(Half):
         offset = _RING + 8 * (self.next_used & self._mask)
         atomic.put_u32(used, offset, head)
         atomic.put_u32(used, offset + 4, written)
+        if self._inflight is not None:
+            self._inflight.give(head)
         self.next_used = (self.next_used + 1) & 0xFFFF
         self._num_added += 1
 
     def publish_used(self) -> None:
         """Show the driver every chain returned so far, the elements before the idx that covers them [2.7.8.2]."""
         atomic.store_u16(self._used, _IDX, self.next_used)
+        if self._inflight is not None:
+            self._inflight.settle(self.next_used)
 
     def _check_used(self, head: int, written: int) -> None:
         if self.broken is not None:

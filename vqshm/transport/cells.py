@@ -6,6 +6,7 @@ Rules
 - Of an owner, `start_time` is written before `pid`, and `pid` 0 is nobody.
 
     device   line 0  coordinator   0 status u32       8 offered u64       16 accepted u64
+                                   24 resumed u32    28 orphaned u32
              line 1  driver        0 pid u64          8 start_time u64
              line 2  device        0 pid u64          8 start_time u64    16 config_generation u32
     queue    line 0  driver        added, reaped, kicks, kicks_suppressed, bytes_out, bytes_in, waits     u64 each
@@ -78,6 +79,8 @@ class DeviceCells(Cells):
     status = _u32(0)
     offered = _u64(8)
     accepted = _u64(16)
+    resumed = _u32(24)  # times a new device took up a session, since the region was made
+    orphaned = _u32(28)  # 1 while a session waits for a new device
     driver_pid = _u64(CACHE_LINE)
     driver_start_time = _u64(CACHE_LINE + 8)
     device_pid = _u64(2 * CACHE_LINE)

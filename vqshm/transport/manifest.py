@@ -16,11 +16,12 @@
         64     32  name of the region, padded with zeros
         96     32  zero
 
-    each device:   0 name[32]   32 device_id   36 queues   40 config_bytes   44 zero[20]      64 bytes
+    each device:   0 name[32]   32 device_id   36 queues   40 config_bytes   44 restart   48 zero[16]      64 bytes
     each queue:    0 size        4 zero         8 buffer_bytes                                16 bytes, in device order
 
-All little-endian. Only what was asked for is stored, never an address: a reader plans the region anew from it, and
-accepts the manifest if and only if writing that plan would give the same bytes. So no field leads anywhere by itself.
+`restart`: 0 reset, 1 resume, 2 fail. All little-endian. Only what was asked for is stored, never an address: a reader
+plans the region anew from it, and accepts the manifest if and only if writing that plan would give the same bytes. So
+no field leads anywhere by itself.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from vqshm.transport.planning import (
     MAX_TOTAL_BYTES,
     PAGE,
     QUEUE_RECORD_BYTES,
+    RESTARTS,
     DeviceSpec,
     Plan,
     QueueSpec,
@@ -54,7 +56,7 @@ MAGIC: Final = int.from_bytes(b"VQSHM\x00\x1a\n", "little")
 VERSION: Final = 1
 
 _HEADER: Final = struct.Struct("<QIIIIQIIIIQQ32s32x")
-_DEVICE: Final = struct.Struct("<32sIII20x")
+_DEVICE: Final = struct.Struct("<32sIIII16x")
 _QUEUE: Final = struct.Struct("<I4xQ")
 _MAGIC_BYTES: Final = 8
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -174,7 +176,13 @@ def _encode(plan: Plan, header: Header) -> bytes:
         name=header.name.encode("ascii"),
     )
     devices = (
-        _DEVICE.pack(device.name.encode("ascii"), device.device_id, len(device.queues), device.config_bytes)
+        _DEVICE.pack(
+            device.name.encode("ascii"),
+            device.device_id,
+            len(device.queues),
+            device.config_bytes,
+            RESTARTS.index(device.restart),
+        )
         for device in plan.devices
     )
     sizes = (_QUEUE.pack(queue.spec.size, queue.spec.buffer_bytes) for queue in queues)
@@ -187,8 +195,11 @@ def _specs(records: bytes, count: int) -> list[DeviceSpec]:
     queues = [QueueSpec(*fields) for fields in _QUEUE.iter_unpack(records[devices_end:])]
     specs = []
     first = 0
-    for name, device_id, queue_count, config_bytes in _DEVICE.iter_unpack(records[:devices_end]):
-        specs.append(DeviceSpec(_text(name), device_id, tuple(queues[first : first + queue_count]), config_bytes))
+    for name, device_id, queue_count, config_bytes, restart in _DEVICE.iter_unpack(records[:devices_end]):
+        if restart >= len(RESTARTS):
+            raise RuleError(f"there is no restart policy {restart}", restart=restart)
+        wanted = tuple(queues[first : first + queue_count])
+        specs.append(DeviceSpec(_text(name), device_id, wanted, config_bytes, RESTARTS[restart]))
         first += queue_count
     return specs
 

@@ -141,6 +141,7 @@ MESSAGES: Final[dict[str, dict[str, Field]]] = {
         "status": _maybe(_U8),
         "queue": _maybe(_U32),
         "reason": _maybe(_TEXT),
+        "resume": _maybe(_FLAG),  # the session goes on, from one device to its successor
     },
 }
 _ENVELOPE: Final = {"serial": _maybe(_U32)}  # of a request, repeated in its answer; in any message

@@ -3,6 +3,8 @@
     region offset 0           manifest, read and written through its own small windows; not guest memory
     region manifest_bytes     guest address GUEST_BASE: queue 0, its buffers, queue 1, its buffers, …
 
+Behind the rings of a queue whose device is to be resumed lies its in-flight area.
+
 A descriptor holds a guest address. None reaches the manifest, whatever a peer writes into it, because guest memory
 starts behind it.
 
@@ -21,15 +23,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from vqshm import spec
 from vqshm.errors import InvalidSize, NotFound, RuleError
 from vqshm.memory.address import align_up
+from vqshm.ring.inflight import inflight_bytes
 from vqshm.ring.layout import CACHE_LINE, SplitLayout, is_queue_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from vqshm.memory.guest import GuestMemory
 
 PAGE: Final = 4096
 GUEST_BASE: Final = 0x4000_0000  # guest address of the first byte behind the manifest
@@ -45,6 +50,13 @@ DEVICE_RECORD_BYTES: Final = 64
 QUEUE_RECORD_BYTES: Final = 16
 DEVICE_CELLS_BYTES: Final = 3 * CACHE_LINE  # coordinator, driver and device write a line each
 QUEUE_CELLS_BYTES: Final = 2 * CACHE_LINE  # driver and device write a line each
+
+# What becomes of a driver's session when its device process ends:
+#   reset    it is over: the driver hears PeerGone and resets; what was in flight is its own again
+#   resume   a new device process takes it up and handles again what the old one had in flight; the driver waits
+#   fail     what was in flight fails, each request with RequestLost; the driver starts anew with the next device
+Restart: TypeAlias = Literal["reset", "resume", "fail"]
+RESTARTS: Final[tuple[Restart, ...]] = get_args(Restart)
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
 _MAX_U32: Final = 0xFFFF_FFFF
@@ -77,18 +89,24 @@ class QueueSpec:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """A device as asked for: `device_id` as in [5], and its queues in the order of the device type."""
+    """A device as asked for: `device_id` as in [5], and its queues in the order of the device type.
+
+    `restart`: what becomes of a session when the device process ends, "reset", "resume" or "fail".
+    """
 
     name: str
     device_id: int
     queues: tuple[QueueSpec, ...] = (QueueSpec(),)
     config_bytes: int = 256
+    restart: Restart = "reset"
 
     def __post_init__(self) -> None:
         check_name(self.name)
         _check_range("device_id", self.device_id, 0, _MAX_U32)
         _check_range("number of queues", len(self.queues), 0, MAX_QUEUES)
         _check_range("config_bytes", self.config_bytes, 0, MAX_CONFIG_BYTES)
+        if self.restart not in RESTARTS:
+            raise RuleError(f"restart is one of {', '.join(RESTARTS)}, not {self.restart!r}", value=self.restart)
 
 
 class Area(NamedTuple):
@@ -107,11 +125,18 @@ class QueuePlan:
     spec: QueueSpec
     layout: SplitLayout
     buffers: Area
+    inflight: Area | None = None  # where the device writes down what it has, if a successor shall go on from there
 
     @property
     def size(self) -> int:
         """Descriptors."""
         return self.spec.size
+
+    def zero(self, memory: GuestMemory) -> None:
+        """Zero what the two sides share but for the buffers, as a driver must before the device may look at it."""
+        self.layout.zero(memory)
+        if self.inflight is not None:
+            memory.write(self.inflight.address, bytes(self.inflight.length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +157,11 @@ class DevicePlan:
     def device_id(self) -> int:
         """The device type [5]."""
         return self.spec.device_id
+
+    @property
+    def restart(self) -> Restart:
+        """What becomes of a session when the device process ends."""
+        return self.spec.restart
 
     @property
     def config_bytes(self) -> int:
@@ -192,7 +222,7 @@ def plan(devices: Sequence[DeviceSpec]) -> Plan:
     planned: list[DevicePlan] = []
     for device in devices:
         first = sum(len(earlier.queues) for earlier in planned)
-        queues = tuple(_lay_out_queues(device.queues, first, address))
+        queues = tuple(_lay_out_queues(device, first, address))
         address = sum(queues[-1].buffers) if queues else address
         planned.append(DevicePlan(len(planned), device, queues, config_at))
         config_at = align_up(config_at + device.config_bytes, CACHE_LINE)
@@ -202,9 +232,11 @@ def plan(devices: Sequence[DeviceSpec]) -> Plan:
     return Plan(tuple(planned), cells_at, manifest_bytes, total_bytes)
 
 
-def _lay_out_queues(queues: Sequence[QueueSpec], first: int, address: int) -> Iterator[QueuePlan]:
-    for number, wanted in enumerate(queues):
+def _lay_out_queues(device: DeviceSpec, first: int, address: int) -> Iterator[QueuePlan]:
+    for number, wanted in enumerate(device.queues):
         layout = SplitLayout.at(address, wanted.size)
-        buffers = Area(align_up(layout.end, PAGE), align_up(wanted.buffer_bytes, PAGE))
-        yield QueuePlan(first + number, number, wanted, layout, buffers)
+        inflight = Area(layout.end, inflight_bytes(wanted.size)) if device.restart == "resume" else None
+        end = layout.end if inflight is None else sum(inflight)
+        buffers = Area(align_up(end, PAGE), align_up(wanted.buffer_bytes, PAGE))
+        yield QueuePlan(first + number, number, wanted, layout, buffers, inflight)
         address = sum(buffers)
