@@ -66,6 +66,8 @@ def test_the_owners_of_a_device_write_lines_of_their_own():
         "status": 0,
         "offered": 0,
         "accepted": 0,
+        "resumed": 0,
+        "orphaned": 0,
         "driver_pid": 1,
         "driver_start_time": 1,
         "device_pid": 2,
