@@ -11,6 +11,7 @@ from vqshm.host.names import Condition, Found, look_at, look_at_all, open_plan, 
 from vqshm.host.pages import Hints
 from vqshm.host.ports import DevicePort, DriverPort
 from vqshm.host.request import Lease, Request
+from vqshm.host.supervisor import Happening, Supervise, Supervisor, Worker
 
 __all__ = [
     "Condition",
@@ -23,12 +24,16 @@ __all__ = [
     "Handle",
     "Handler",
     "Hints",
+    "Happening",
     "Launched",
     "Lease",
     "MemoryKind",
     "ProcessId",
     "Request",
+    "Supervise",
+    "Supervisor",
     "Watch",
+    "Worker",
     "launch",
     "look_at",
     "look_at_all",

@@ -247,6 +247,9 @@ class Coordinator:
             client.reply(self._listing())
         elif kind == "open":
             self._open(client, writable=message["writable"])
+        elif kind == "give_up":
+            self._slots[self.plan.device(message["device"]).index].give_up(message["reason"])
+            client.reply({"type": "ok"})
         elif client.slot is None:
             raise InvalidState(f"{kind!r} before attach")
         else:

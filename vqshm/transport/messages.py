@@ -14,7 +14,7 @@ Rules
 Who sends what: an endpoint asks, one thing at a time; the coordinator answers with `ok`, `error` or the answer named
 below, and may send an `event` at any time, before an answer, too.
 
-    endpoint      attach → attached         list, stat → listing       detach
+    endpoint      attach → attached         list, stat → listing       detach       give_up
                   open → opened (the memory of a region that has no name)
                   driver: features, status (0 resets)                  device: stopped, needs_reset, config
     coordinator   event: peer_attached, peer_gone, start (DRIVER_OK), stop (reset), needs_reset, config_changed, closing
@@ -127,6 +127,7 @@ MESSAGES: Final[dict[str, dict[str, Field]]] = {
     "stopped": {},
     "needs_reset": {"reason": _TEXT, "queue": _maybe(_U32)},
     "config": {"offset": _U32, "data": _BLOB},
+    "give_up": {"device": _NAME, "reason": _TEXT},
     "list": {},
     "stat": {},
     "listing": {"region": _NAME, "pid": _PID, "start_time": _U64, "devices": _RECORDS},
