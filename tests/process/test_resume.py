@@ -27,6 +27,7 @@ from vqshm.errors import (
     RequestLost,
 )
 from vqshm.transport import DeviceSpec, QueueSpec
+from vqshm.view.snapshot import take as take_snapshot
 
 SIZE = 32
 
@@ -218,10 +219,11 @@ def test_a_wait_for_a_successor_ends_at_its_deadline_and_says_so(make_region, tm
         with pytest.raises(DeadlineExceeded, match="has ended and got no successor"):
             driver.request(b"question", 16, timeout=0.5)
         assert device.end() == -signal.SIGKILL
-        assert driver.cells.orphaned == 1
+        assert take_snapshot(region.name).devices[0].orphaned
         region.start(patient, tmp_path / "diary")
         assert driver.request(b"again", 16, timeout=PATIENCE) == b"again"
-        assert (driver.cells.orphaned, driver.cells.resumed) == (0, 1)
+        shown = take_snapshot(region.name).devices[0]
+        assert (shown.restart, shown.orphaned, shown.resumed) == ("resume", False, 1)
 
 
 def test_a_reset_ends_the_wait_and_the_next_device_begins_anew(make_region, tmp_path):

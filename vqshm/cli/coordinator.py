@@ -24,6 +24,7 @@ from vqshm.host.ground import MEMORY_KINDS
 from vqshm.host.names import socket_path
 from vqshm.host.shm import DIRECTORY, object_name
 from vqshm.transport import DeviceSpec, QueueSpec
+from vqshm.transport.planning import RESTARTS, Restart
 from vqshm.transport.status import State
 from vqshm.view.machine import in_bytes
 from vqshm.view.snapshot import Observer
@@ -114,6 +115,13 @@ class DeviceOption(WantedType):
 @click.option("--huge-pages", is_flag=True, help="Back the region with huge pages, if the machine has them.")
 @click.option("--lock", is_flag=True, help="Never swap the region out, if the limits allow that.")
 @click.option("--numa-node", type=click.IntRange(0, 1023), help="Take the memory from this NUMA node first.")
+@click.option(
+    "--restart",
+    type=click.Choice(RESTARTS),
+    default="reset",
+    show_default=True,
+    help="When a device process dies: its driver resets, a new process resumes, or what was in flight fails.",
+)
 @click.pass_context
 def coordinator(
     ctx: click.Context,
@@ -128,6 +136,7 @@ def coordinator(
     huge_pages: bool,
     lock: bool,
     numa_node: int | None,
+    restart: Restart,
 ) -> None:
     """Make the region NAME (default: demo), and serve it until Ctrl-C or SIGTERM; then remove it.
 
@@ -139,7 +148,9 @@ def coordinator(
     hints = Hints(huge_pages, lock, numa_node)
     if (memory, notify) == ("memfd", "semaphore"):
         raise click.UsageError("a region without a name has no semaphores: --memory memfd needs --notify eventfd")
-    specs = [DeviceSpec(device.name, KINDS[device.kind].device_id, (queue,) * queues) for device in wanted]
+    specs = [
+        DeviceSpec(device.name, KINDS[device.kind].device_id, (queue,) * queues, restart=restart) for device in wanted
+    ]
     with _noted_signals() as (noted, stop):
         with _Watched(name, specs, notify=notify, memory=memory, hints=hints) as region:  # type: ignore[arg-type]  # click.Choice said so
             _print_plan(screen, region.plan, name, memory, notify)

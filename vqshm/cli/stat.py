@@ -186,10 +186,16 @@ def _device(device: DeviceSnapshot, *, brief: bool) -> list[RenderableType]:
         return [head]
     table = grid("", "")
     table.add_row("  driver", process(device.driver))
-    table.add_row("  device", process(device.device))
+    table.add_row("  device", _device_process(device))
     if device.offered or device.accepted:
         table.add_row("  features", _features(device))
     return [head, table]
+
+
+def _device_process(device: DeviceSnapshot) -> Text:
+    """Who serves it; where sessions outlive it, whether one waits, and how often that has happened."""
+    text = Text("nobody, and a driver waits for one", BAD) if device.orphaned else process(device.device)
+    return text.append(f"  resumed {device.resumed} times" if device.resumed else "", DIM)
 
 
 _STATE_STYLES: Final = {

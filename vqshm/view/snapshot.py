@@ -85,7 +85,10 @@ class QueueSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """A device: `status` is its register [2.1], `state` what that stands for; features by name."""
+    """A device: `status` is its register [2.1], `state` what that stands for; features by name.
+
+    `orphaned`: a session waits for a new device process; `resumed`: how often one has taken up a session.
+    """
 
     index: int
     name: str
@@ -100,6 +103,9 @@ class DeviceSnapshot:
     config_generation: int
     driver: Process | None
     device: Process | None
+    restart: str
+    resumed: int
+    orphaned: bool
     queues: tuple[QueueSnapshot, ...]
 
 
@@ -195,6 +201,9 @@ class Observer:
             config_generation=cells["config_generation"],
             driver=Process.look_up(cells["driver_pid"], cells["driver_start_time"]),
             device=Process.look_up(cells["device_pid"], cells["device_start_time"]),
+            restart=plan.restart,
+            resumed=cells["resumed"],
+            orphaned=bool(cells["orphaned"]),
             queues=tuple(self._queue(queue, event_idx=event_idx) for queue in queues),
         )
 
