@@ -210,6 +210,7 @@ def broken(me, name):
 
 
 @BOTH
+@pytest.mark.fault("D20")
 def test_a_handler_that_fails_returns_its_chain_empty_and_goes_on(make_region, notify):
     region = make_region(notify=notify)
     region.start(broken)

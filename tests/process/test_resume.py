@@ -6,6 +6,7 @@ it appends to, before it does the next thing.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -26,6 +27,7 @@ from vqshm.errors import (
     PeerGone,
     RequestLost,
 )
+from vqshm.host.aio import AsyncDriver
 from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.view.snapshot import take as take_snapshot
 
@@ -351,6 +353,24 @@ def spoiling(me, name):
             me.send(str(error))
 
 
+@pytest.mark.fault("D01", "D02")
+def test_an_event_loop_sees_no_error_either_however_often_its_device_dies(make_region, tmp_path):
+    region = make_region(spec())
+
+    async def main():
+        device = region.start(stepping, tmp_path / "diary", "taken", 2, 1)
+        async with await AsyncDriver.attach(region.name) as driver:
+            for death in range(1, 4):
+                words = [b"%d" % n for n in range(3)]
+                requests = [asyncio.create_task(driver.request(word, 16, timeout=PATIENCE)) for word in words]
+                assert await asyncio.to_thread(device.end) == -signal.SIGKILL
+                step = ("patient", -1) if death == 3 else ("taken", 4)
+                device = await asyncio.to_thread(region.start, stepping, tmp_path / "diary", *step, 1)
+                assert await asyncio.gather(*requests) == words
+
+    asyncio.run(main())
+
+
 # -- fail in flight ----------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +421,24 @@ def test_one_request_fails_by_name_and_the_next_waits_for_a_device(make_region, 
             driver.request(b"x", 16, timeout=0.2)
         region.start(patient, tmp_path / "diary")
         assert driver.request(b"y", 16, timeout=PATIENCE) == b"y"
+
+
+def test_in_an_event_loop_requests_fail_by_name_and_the_next_ones_begin_anew(make_region, tmp_path):
+    region = make_region(spec("fail"))
+
+    async def main():
+        device = region.start(stepping, tmp_path / "diary", "taken", 1, 1)
+        async with await AsyncDriver.attach(region.name) as driver:
+            requests = [driver.request(b"%d" % n, 16, timeout=PATIENCE) for n in range(3)]
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [RequestLost] * 3
+            assert device.end() == -signal.SIGKILL
+            with pytest.raises(PeerGone):
+                await driver.request(b"x", 16, timeout=PATIENCE)
+            await asyncio.to_thread(region.start, patient, tmp_path / "diary")
+            assert await driver.request(b"y", 16, timeout=PATIENCE) == b"y"
+
+    asyncio.run(main())
 
 
 # -- again and again ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vqshm.host.endpoint import Endpoint
+    from vqshm.host.liveness import Watch
     from vqshm.host.request import Request
     from vqshm.notify import Notifier
     from vqshm.ring import DescriptorChain
@@ -48,6 +49,7 @@ class _Ears:
         self._listener = listener
         self._watched: set[int] = set()
         self._peer = -1
+        self._watch: Watch | None = None  # whose descriptor that is: its number may be another one's by now
         for bell in bells:
             self._add(bell.fileno(), self._on_bell, bell)
         self._add(endpoint.fileno(), self._on_control)
@@ -55,10 +57,10 @@ class _Ears:
 
     def follow_peer(self) -> None:
         """Watch the process that is the peer now."""
-        fd = self._endpoint.peer_fileno()
-        if fd != self._peer:
+        fd, watch = self._endpoint.peer_fileno(), self._endpoint._watch  # noqa: SLF001 - half an endpoint
+        if fd != self._peer or watch is not self._watch:
             self._remove(self._peer)
-            self._peer = fd
+            self._peer, self._watch = fd, watch
             self._add(fd, self._on_peer)
 
     def close(self) -> None:
