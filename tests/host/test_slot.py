@@ -44,8 +44,8 @@ class Client:
 class Game:
     """A slot, and moves to play on it."""
 
-    def __init__(self) -> None:
-        layout = plan([DeviceSpec("echo0", 1, (QueueSpec(8, 4096),), config_bytes=16)])
+    def __init__(self, restart: str = "reset") -> None:
+        layout = plan([DeviceSpec("echo0", 1, (QueueSpec(8, 4096),), config_bytes=16, restart=restart)])
         manifest = Manifest(Region(bytearray(layout.manifest_bytes)), layout)
         self.cells = manifest.device(0)
         self.config = manifest.config(0)
@@ -475,3 +475,111 @@ def play(game, driver, device, move):
                 game.write(driver, game.status | FAILED)
     except (InvalidState, NegotiationError):
         pass
+
+
+# -- sessions that outlive their device --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lasting():
+    return Game("resume")
+
+
+def orphaned(game):
+    driver, device = game.live()
+    game.slot.lost(device)
+    assert driver.events == [("peer_gone", {**device.process._asdict(), "resume": True})]
+    assert (game.status, game.cells.orphaned, game.cells.resumed) == (DRIVER_OK, 1, 0)
+    driver.events.clear()
+    return driver
+
+
+def test_a_session_goes_on_with_the_next_device(lasting):
+    driver = orphaned(lasting)
+    device = lasting.device()
+    assert device.events == [("start", {**driver.process._asdict(), "features": V1, "resume": True})]
+    assert driver.events == [("peer_attached", {**device.process._asdict(), "features": V1, "resume": True})]
+    assert (lasting.status, lasting.cells.orphaned, lasting.cells.resumed) == (DRIVER_OK, 0, 1)
+    lasting.slot.lost(device)  # and again
+    assert lasting.cells.orphaned == 1
+    lasting.device()
+    assert lasting.cells.resumed == 2
+
+
+def test_a_device_that_offers_less_than_was_agreed_on_cannot_go_on_and_the_session_waits(lasting):
+    driver = orphaned(lasting)
+    with pytest.raises(NegotiationError):
+        lasting.device(0)
+    assert driver.events == []
+    assert lasting.cells.orphaned == 1
+    assert lasting.device().heard() == ["start"]
+
+
+def test_a_reset_ends_a_session_that_waits(lasting):
+    driver = orphaned(lasting)
+    lasting.write(driver, 0)
+    assert driver.answers == [(driver.serial, 0)]
+    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+    device = lasting.device()
+    assert device.events == []
+    assert driver.events == [("peer_attached", {**device.process._asdict(), "features": V1})]
+
+
+def test_a_driver_that_leaves_ends_a_session_that_waits(lasting):
+    driver = orphaned(lasting)
+    lasting.slot.lost(driver)
+    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+    assert lasting.device().events == []
+    successor = lasting.driver()
+    assert successor.heard() == ["peer_attached"]
+
+
+def test_a_driver_that_sets_failed_waits_no_longer(lasting):
+    driver = orphaned(lasting)
+    lasting.write(driver, DRIVER_OK | FAILED)
+    assert lasting.cells.orphaned == 0
+    assert lasting.device().events == []
+
+
+def test_a_session_is_over_when_nobody_will_come(lasting):
+    driver = orphaned(lasting)
+    lasting.slot.give_up("died too often")
+    assert driver.events == [("peer_gone", {"reason": "died too often"})]
+    assert (lasting.status, lasting.cells.orphaned) == (DRIVER_OK | NEEDS_RESET, 0)
+    assert lasting.device().events == []
+    lasting.slot.give_up("once more")
+    assert driver.heard() == ["peer_gone", "peer_attached"]
+    lasting.write(driver, 0, ACK, DRIVER, FEATURES_OK, DRIVER_OK)
+    assert lasting.status == DRIVER_OK
+
+
+def test_what_needed_a_reset_is_not_resumed(lasting):
+    driver, device = lasting.live()
+    lasting.slot.needs_reset(device, "reason", 0)
+    lasting.slot.lost(device)
+    assert driver.heard() == ["needs_reset", "peer_gone"]
+    assert lasting.cells.orphaned == 0
+
+
+def test_a_device_that_dies_while_it_lets_go_is_not_resumed(lasting):
+    driver, device = lasting.live()
+    lasting.write(driver, 0)
+    lasting.slot.lost(device)
+    assert driver.answers == [(driver.serial, 0)]
+    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+
+
+def test_a_device_that_finishes_for_a_driver_that_died_is_not_resumed(lasting):
+    driver, device = lasting.live()
+    lasting.slot.lost(driver)
+    lasting.slot.lost(device)
+    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+
+
+@pytest.mark.parametrize("restart", ["reset", "fail"])
+def test_under_other_policies_a_session_ends_with_its_device(restart):
+    game = Game(restart)
+    driver, device = game.live()
+    game.slot.lost(device)
+    assert driver.events == [("peer_gone", device.process._asdict())]
+    assert (game.status, game.cells.orphaned) == (DRIVER_OK | NEEDS_RESET, 0)

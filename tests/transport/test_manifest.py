@@ -14,7 +14,7 @@ from vqshm.transport.manifest import MAGIC
 DEVICES = [
     DeviceSpec("echo", 0x7601, (QueueSpec(16, 4096),)),
     DeviceSpec("net", 1, (QueueSpec(256, 8192), QueueSpec(128, 1)), config_bytes=12),
-    DeviceSpec("none", 4, (), config_bytes=0),
+    DeviceSpec("none", 4, (), config_bytes=0, restart="resume"),
 ]
 PLAN = plan(DEVICES)
 # As in the table of the module: header 128 bytes, three devices of 64, three queues of 16.
@@ -64,7 +64,8 @@ def test_the_fields_lie_where_the_table_says(memory):
     assert [number(48, 8), number(56, 8)] == [4711, 2**40]
     assert bytes(memory[64:96]) == b"cam0".ljust(32, b"\0")
     assert bytes(memory[192:224]) == b"net".ljust(32, b"\0")
-    assert [number(192 + offset, 4) for offset in (32, 36, 40)] == [1, 2, 12]
+    assert [number(192 + offset, 4) for offset in (32, 36, 40, 44)] == [1, 2, 12, 0]
+    assert number(256 + 44, 4) == 1  # resume
     assert [number(320 + 16, 4), number(320 + 24, 8)] == [256, 8192]
 
 
@@ -195,3 +196,8 @@ def test_a_manifest_with_changed_bytes_is_a_named_error_or_a_plan_that_fits(chan
     except (InvalidState, VersionMismatch):
         return
     assert (found.total_bytes, found.manifest_bytes) == (PLAN.total_bytes, PLAN.manifest_bytes)
+
+
+def test_a_restart_policy_that_does_not_exist_is_another_version():
+    with pytest.raises(VersionMismatch, match="no restart policy 3"):
+        read_manifest(changed(128 + 44, b"\x03"), PLAN.total_bytes)

@@ -10,13 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqshm.errors import InvalidSize, NotFound, RuleError
+from vqshm.memory import GuestMemory
 from vqshm.transport import GUEST_BASE, DeviceSpec, QueueSpec, plan
-from vqshm.transport.planning import DEVICE_CELLS_BYTES, DEVICES_AT, PAGE, QUEUE_CELLS_BYTES
+from vqshm.transport.planning import DEVICE_CELLS_BYTES, DEVICES_AT, PAGE, QUEUE_CELLS_BYTES, RESTARTS
 
 queue_specs = st.builds(QueueSpec, st.sampled_from([1, 2, 256, 32768]), st.integers(1, 1 << 24))
 names = st.integers(0, 9999).map("d{}".format)
 device_specs = st.builds(
-    DeviceSpec, names, st.integers(0, 2**32 - 1), st.lists(queue_specs, max_size=4).map(tuple), st.integers(0, 4096)
+    DeviceSpec,
+    names,
+    st.integers(0, 2**32 - 1),
+    st.lists(queue_specs, max_size=4).map(tuple),
+    st.integers(0, 4096),
+    st.sampled_from(RESTARTS),
 )
 regions = st.lists(device_specs, min_size=1, max_size=8, unique_by=lambda device: device.name)
 
@@ -36,6 +42,8 @@ def test_nothing_overlaps_and_everything_is_inside(devices):
         queue.layout.check()
         areas += [(start + offset, size) for _, start, size in queue.layout.areas()]
         areas.append((queue.buffers.address + offset, queue.buffers.length))
+        if queue.inflight is not None:
+            areas.append((queue.inflight.address + offset, queue.inflight.length))
     areas.sort()
     for (start, size), (following, _) in itertools.pairwise(areas):
         assert start + size <= following
@@ -125,3 +133,27 @@ def test_specs_and_plans_do_not_change():
     for thing, field in [(planned, "total_bytes"), (planned.devices[0].spec, "name"), (planned.queues[0].spec, "size")]:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, field, 0)
+
+
+def test_only_a_device_that_is_to_be_resumed_has_in_flight_areas():
+    for restart in RESTARTS:
+        (queue,) = plan([DeviceSpec("d", 1, (QueueSpec(8, 1),), restart=restart)]).queues
+        assert (queue.inflight is not None) == (restart == "resume")
+        if queue.inflight is not None:
+            assert queue.inflight.length == 16 + 8 * 16
+            assert queue.inflight.address % 8 == 0
+
+
+def test_a_restart_policy_that_does_not_exist_is_refused():
+    with pytest.raises(RuleError, match="reset, resume, fail"):
+        DeviceSpec("d", 1, restart="hope")
+
+
+def test_the_driver_zeroes_what_the_two_sides_share_and_no_more():
+    layout = plan([DeviceSpec("d", 1, (QueueSpec(8, 1),), restart="resume")])
+    memory = GuestMemory([(GUEST_BASE, bytearray(b"\xff" * layout.guest_bytes))])
+    (queue,) = layout.queues
+    queue.zero(memory)
+    for _, start, size in (*queue.layout.areas(), ("in flight", *queue.inflight)):
+        assert memory.read(start, size) == bytes(size)
+    assert memory.read(*queue.buffers) == b"\xff" * queue.buffers.length
