@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vqshm import Coordinator, DeviceSpec, QueueSpec, spec
-from vqshm.errors import NotFound, RuleError
+from vqshm.errors import NotFound, ReadOnlyMemory, RuleError
 from vqshm.host import ProcessId
 from vqshm.memory import GuestMemory, Region
 from vqshm.ring import QueueConfig
@@ -60,6 +60,19 @@ def test_a_fresh_region(region):
     device = snapshot.devices[0]
     assert (device.state, device.driver, device.device, device.offered) == ("reset", None, None, ())
     assert device.queues[0].event_idx is None
+
+
+@pytest.mark.fault("E11")
+def test_an_observer_that_writes_is_refused_and_changes_nothing(region):
+    observer = Observer(region)
+    before = observer.snapshot().devices
+    with pytest.raises(ReadOnlyMemory):
+        observer.manifest.device(0).status = 15
+    with pytest.raises(ReadOnlyMemory):
+        observer.manifest.config(0).update(0, b"x")
+    with pytest.raises(PermissionError):
+        observer.manifest.queue(0).driver.added = 1
+    assert observer.snapshot().devices == before
 
 
 def test_what_the_cells_say(region, live):
