@@ -339,6 +339,28 @@ def test_a_session_begins_with_nothing_in_flight_whatever_was_there():
     assert area(world) == ((0, 1, 4, 0, 0), [(0, bytes(5), 0, 0)] * 4)
 
 
+def test_what_is_in_flight_comes_in_the_order_of_taking_not_of_its_heads():
+    backwards = 0
+    for first in (0, 1):
+        world = World()
+        world.offer()
+        world.offer()
+        world.take()
+        world.take()
+        world.give(first)
+        world.give(0)
+        world.publish()
+        world.reap()
+        world.offer()
+        world.offer()
+        world.take()
+        world.take()
+        backwards += world.chains[2].head_index > world.chains[3].head_index
+        world.succeed()  # looks at the order
+        world.finish()
+    assert backwards == 1
+
+
 def test_a_device_that_died_before_it_began_has_a_successor_that_begins():
     world = World()
     world.memory.write(world.inflight, bytes(inflight_bytes(4)))
