@@ -14,6 +14,7 @@ from vqshm.errors import VqshmError
 # name → where it lives, and its line in the help
 COMMANDS = {
     "coordinator": ("vqshm.cli.coordinator:coordinator", "Make a region and serve it until Ctrl-C."),
+    "supervise": ("vqshm.cli.supervise:supervise", "Keep a device process running."),
     "demo": ("vqshm.demo.command:demo", "See three processes exchange buffers, on one screen."),
     "bench": ("vqshm.cli.bench:bench", "Measure what moving messages costs here, and beside others."),
     "ls": ("vqshm.cli.regions:ls", "List the regions that exist."),

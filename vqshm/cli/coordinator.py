@@ -151,7 +151,7 @@ def coordinator(
     specs = [
         DeviceSpec(device.name, KINDS[device.kind].device_id, (queue,) * queues, restart=restart) for device in wanted
     ]
-    with _noted_signals() as (noted, stop):
+    with noted_signals() as (noted, stop):
         with _Watched(name, specs, notify=notify, memory=memory, hints=hints) as region:  # type: ignore[arg-type]  # click.Choice said so
             _print_plan(screen, region.plan, name, memory, notify)
             _print_next(screen, name, wanted)
@@ -175,7 +175,7 @@ def _named(wanted: Sequence[Wanted]) -> list[Wanted]:
 
 
 @contextlib.contextmanager
-def _noted_signals() -> Iterator[tuple[list[int], int]]:
+def noted_signals() -> Iterator[tuple[list[int], int]]:
     """The signals that came so far, and a descriptor that becomes readable with the first."""
     noted: list[int] = []
 
