@@ -139,7 +139,7 @@ class SharedMemory(GuestMemory):
         self._world = world
 
     def window(self, address: int, count: int, alignment: int) -> Region:
-        return Region(b"", 0, 0, _Tap(self._world, address))
+        return Region(bytearray(), 0, 0, _Tap(self._world, address))
 
 
 class _Tap:

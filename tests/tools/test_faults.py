@@ -160,3 +160,10 @@ def test_the_list_and_its_reasons_can_be_read(faults):
     assert len(rows) > 90
     assert set(reasons) <= {row.id for row in rows}
     assert all(len(row.says) < 140 for row in rows)
+
+
+@pytest.mark.long
+def test_every_row_of_the_first_tier_has_tests_or_says_why_not():
+    done = subprocess.run([sys.executable, TOOL, "--list"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "NO TEST" not in done.stdout
