@@ -3,6 +3,7 @@
 
     python tools/explore.py exchange --count 3 --size 2 --model tso
     python tools/explore.py lane --count 3 --many --flags
+    python tools/explore.py fan-in --size 1 --model sc --preemptions 3
     python tools/explore.py exchange --mutant 'device: no fence after arming'      how that fails, step by step
     python tools/explore.py --mutants                                              their names
 
@@ -39,6 +40,11 @@ def load() -> Any:
 def scenario(chosen: argparse.Namespace, scenarios: Any) -> Any:
     """What was asked for."""
     common = {"event_idx": not chosen.flags, "start": chosen.start}
+    if chosen.scenario == "fan-in":
+        return import_module("vqshm_fan_scenarios").fan_in(chosen.count, chosen.size, event_idx=not chosen.flags)
+    if chosen.scenario in {"share", "broadcast"}:
+        fans = import_module("vqshm_fan_scenarios")
+        return fans.fan_out(chosen.count, chosen.size, mode=chosen.scenario, event_idx=not chosen.flags)
     if chosen.scenario == "lane":
         return scenarios.lane(chosen.count, chosen.size, many=chosen.many, held=chosen.held, **common)
     return scenarios.exchange(
@@ -48,7 +54,9 @@ def scenario(chosen: argparse.Namespace, scenarios: Any) -> Any:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", nargs="?", choices=["exchange", "lane"], default="exchange")
+    parser.add_argument(
+        "scenario", nargs="?", choices=["exchange", "lane", "fan-in", "share", "broadcast"], default="exchange"
+    )
     parser.add_argument("--count", type=int, default=2, help="messages")
     parser.add_argument("--size", type=int, default=2, help="descriptors of the ring")
     parser.add_argument("--start", type=int, default=0, help="position of the rings, 0..65535")
@@ -58,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held", type=int, default=2, help="lane: messages given back before that is shown")
     parser.add_argument("--spurious", type=int, default=0, help="exchange: wake-ups for nothing")
     parser.add_argument("--model", nargs="+", choices=["sc", "tso", "c11"], default=["tso"], help="of memory")
+    parser.add_argument("--preemptions", type=int, help="bound them; without it, all orders are tried")
     parser.add_argument("--limit", type=int, default=50_000_000, help="states")
     parser.add_argument("--mutant", help="take a protection out first")
     parser.add_argument("--mutants", action="store_true", help="list the mutants")
@@ -77,7 +86,9 @@ def main() -> int:
         for model in chosen.model:
             start = time.monotonic()
             try:
-                result = explorer.Explorer(scenario(chosen, scenarios), models[model](), limit=chosen.limit).run()
+                result = explorer.Explorer(
+                    scenario(chosen, scenarios), models[model](), preemptions=chosen.preemptions, limit=chosen.limit
+                ).run()
             except explorer.Violation as violation:
                 print(violation)
                 return 1

@@ -556,6 +556,20 @@ def test_flush_waits_for_all_of_them(receivers):
     assert (fan.qsize(), fan.counts["messages"]) == (0, 8)
 
 
+def test_flush_sleeps_and_ends_in_time_though_only_the_last_lane_gave_back(receivers):
+    fan_out, ends = receivers
+    fan = fan_out()
+    fan.send_many([b"x"] * 8)
+    drain(ends[3])
+    start = time.thread_time()
+    with pytest.raises(NoRoom, match="not everything was received"):
+        fan.flush(0.5)
+    assert time.thread_time() - start < 0.25
+    for end in ends[:3]:
+        drain(end)
+    fan.flush(PATIENCE)
+
+
 @BOTH
 def test_a_receiver_that_dies_is_left_out_and_named(make_channel, start, notify):
     name = make_channel("s0r0", "s0r1", size=16, notify=notify).name

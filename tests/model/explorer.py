@@ -55,6 +55,7 @@ class Scenario:
     spurious: int = 0  # wake-ups for nothing, for all sides together
     kills: int = 0  # for all sides together
     heirs: dict[str, list[Callable[[World], Any]]] = field(default_factory=dict)  # who follows a side that was killed
+    may_sleep: frozenset[str] = frozenset()  # who may wait for ever, once everybody else is done
 
     def __str__(self) -> str:
         return self.name
@@ -224,11 +225,24 @@ class _Tree:
 
 
 class Explorer:
-    """One exploration of `scenario` under a memory model. Raises Violation; RuntimeError at `limit` states."""
+    """One exploration of `scenario` under a memory model. Raises Violation; RuntimeError at `limit` states.
 
-    def __init__(self, scenario: Scenario, model: Any, *, patience: int = 300, limit: int = 3_000_000) -> None:
+    `preemptions`: how often a side that could go on may be made to wait for another one; None: as often as can be. Most
+    errors need one or two, and three sides have too many orders to try them all. Delays of stores cost nothing.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: Any,
+        *,
+        preemptions: int | None = None,
+        patience: int = 300,
+        limit: int = 3_000_000,
+    ) -> None:
         self._scenario = scenario
         self._model = model
+        self._preemptions = preemptions
         self._patience = patience
         self._limit = limit
         self._names = list(scenario.sides)
@@ -248,6 +262,7 @@ class Explorer:
                 self._model.start(scenario.base, scenario.image, len(self._names)),
                 scenario.spurious,
                 scenario.kills,
+                (-1, self._preemptions),  # whose turn it is, preemptions left
             )
             for side in range(len(self._names)):
                 start = self._go_on(start, side, [])
@@ -278,7 +293,7 @@ class Explorer:
 
     def _go_on(self, state: Any, side: int, path: list[list[Any]], label: str = "") -> Any:
         """Do what no order matters for, with TSO: fill the store buffer, pass an idle fence, read one's own store."""
-        sides, memory, spurious, kills = state
+        sides, memory, *rest = state
         incarnation, node, done = sides[side]
         tree, model = self._trees[side][incarnation], self._model
         while True:
@@ -303,22 +318,29 @@ class Explorer:
             raise Violation(f"{self._names[side]} raised {error!r}", self._trace(path, label)) from error
         if tree.asked(node) > self._patience:
             raise Violation(f"{self._names[side]} does not come to an end", self._trace(path, label))
-        return self._with(sides, side, incarnation, node, done), memory, spurious, kills
+        return self._with(sides, side, incarnation, node, done), memory, *rest
 
     def _moves(self, state: Any) -> list[tuple[str, Any, int]]:
         """(what, the state after it, whose turn) of everything that can happen next."""
-        sides, memory, spurious, kills = state
+        sides, memory, spurious, kills, (turn, left) = state
         moves: list[tuple[str, Any, int]] = []
+        own = [list(self._answers(state, side)) for side in range(len(sides))]
         for side, name in enumerate(self._names):
             for what, after in self._model.moves(memory, side):
-                moves.append((f"{name}: {what}", (sides, after, spurious, kills), side))
-            own = [*self._deaths(state, side), *self._answers(state, side)] if kills else self._answers(state, side)
-            moves += [(f"{name}: {what}", after, side) for what, after in own]
+                moves.append((f"{name}: {what}", (sides, after, spurious, kills, (turn, left)), side))
+            clock = (turn, left)
+            if left is not None and own[side] and side != turn:
+                preempts = turn >= 0 and bool(own[turn])
+                if preempts and not left:
+                    continue
+                clock = (side, left - preempts)
+            deaths = self._deaths(state, side) if kills else ()
+            moves += [(f"{name}: {what}", (*after, clock), side) for what, after in (*deaths, *own[side])]
         return moves
 
     def _answers(self, state: Any, side: int) -> Iterator[tuple[str, Any]]:
         """What a side's next step may be: something that others notice, an answer, waking up."""
-        sides, memory, spurious, kills = state
+        sides, memory, spurious, kills, _ = state
         incarnation, node, done = sides[side]
         tree = self._trees[side][incarnation]
         if done < len(tree.steps[node]):
@@ -346,7 +368,7 @@ class Explorer:
 
     def _deaths(self, state: Any, side: int) -> Iterator[tuple[str, Any]]:
         """A side that has an heir, and is not at its end, may be killed."""
-        sides, memory, spurious, kills = state
+        sides, memory, spurious, kills, _ = state
         incarnation, node, done = sides[side]
         tree = self._trees[side][incarnation]
         ended = tree.question[node][0] == "done" and done == len(tree.steps[node])
@@ -357,15 +379,15 @@ class Explorer:
 
     def _end(self, state: Any, path: list[list[Any]]) -> int:
         """Nothing can happen any more."""
-        sides, memory, _, _ = state
+        sides, memory, *_ = state
         values: dict[str, Any] = {}
         asleep = []
         for name, trees, (incarnation, node, _) in zip(self._names, self._trees, sides, strict=True):
             question = trees[incarnation].question[node]
-            if question[0] != "done":
-                asleep.append(f"{name} sleeps for ever, waiting for {question[1]}")
-            else:
+            if question[0] == "done":
                 values[name] = question[1]
+            elif name not in self._scenario.may_sleep:
+                asleep.append(f"{name} sleeps for ever, waiting for {question[1]}")
         if asleep:
             raise Violation("; ".join(asleep), self._trace(path))
         try:

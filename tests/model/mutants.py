@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vqshm_fan_scenarios import fan_in, fan_out
 from vqshm_scenarios import ReceiverKeeper, exchange, lane
 
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
+from vqshm.message.fan import Fanin, Fanout
 from vqshm.notify.wait import Block
 from vqshm.ring import split_device, split_driver
 from vqshm.ring.split_device import DeviceQueue
@@ -31,6 +33,7 @@ class Mutant:
     edits: tuple[tuple[str, str], ...]
     scenario: Callable[[], Any] = field(repr=False)
     model: str = "tso"
+    limits: dict[str, int] = field(default_factory=dict)  # of the exploration
 
     @contextlib.contextmanager
     def planted(self):
@@ -214,6 +217,43 @@ MUTANTS = [
         "_start_waiting",
         (("self._published != self._avail_idx", "False"),),
         many,
+    ),
+    # those who wait for several lanes
+    Mutant(
+        "fan-out: flush asks no lane behind one that is late",
+        Fanout,
+        "flush",
+        (("not sum(", "not any("),),
+        partial(fan_out, 2),
+        "sc",
+        {"preemptions": 1},
+    ),
+    Mutant(
+        "fan-out: arms one lane only",
+        Fanout,
+        "_sleep_until",
+        (("for lane in lanes])", "for lane in lanes[:1]])"),),
+        partial(fan_out, 2, event_idx=False),
+        "sc",
+        {"preemptions": 1},
+    ),
+    Mutant(
+        "fan-in: arms one lane only",
+        Fanin,
+        "_sleep_for_lane",
+        (("each.arm() for each in self._every]", "each.arm() for each in self._every[:1]]"),),
+        partial(fan_in, event_idx=False),
+        "sc",
+        {"preemptions": 1},
+    ),
+    Mutant(
+        "fan-in: no look after arming",
+        Fanin,
+        "_sleep_for_lane",
+        (("if any([each.arm() for each in self._every])", "if not [each.arm() for each in self._every]"),),
+        partial(fan_in, event_idx=False),
+        "sc",
+        {"preemptions": 1},
     ),
     # what release and acquire are for (x86 does it unasked)
     Mutant("driver: idx without release", DriverQueue, "publish", (("store_u16", "put_u16"),), exchange, "c11"),

@@ -210,7 +210,7 @@ def lane(count=3, size=2, *, event_idx=True, start=0, held=2, room=2, many=False
     )
 
 
-class Bell:
+class Doorbell:
     def __init__(self, world, name):
         self.world, self.name = world, name
 
@@ -231,12 +231,18 @@ class Ears:
 
     def listen(self, seconds):
         self.world.wait(self.bell, timed=seconds is not None)
+        return True
+
+    def remember_work(self):
+        pass
 
 
 class Role:
     """The other process lives, and nothing is heard of it."""
 
     leaving = peer_gone = False
+    running = True
+    peer = None
 
     def hear(self):
         pass
@@ -270,10 +276,10 @@ class ReceiverKeeper(Keeper):
     sleep = Receiver.sleep
 
 
-def sender(world, *, layout, event_idx, count, start, many, area):
-    outlet = Outlet(world.memory, layout, area, Bell(world, "kick"), event_idx=event_idx, name="outlet")
+def sender(world, *, layout, event_idx, count, start, many, area, bells=("kick", "call")):
+    outlet = Outlet(world.memory, layout, area, Doorbell(world, bells[0]), event_idx=event_idx, name="outlet")
     world.bases[outlet._window] = area[0]
-    outlet.keeper = SenderKeeper(world, "call", outlet)
+    outlet.keeper = SenderKeeper(world, bells[1], outlet)
     outlet.pace = Pace(0)
     outlet.seek(start)
     outlet.disable_notification()
@@ -290,15 +296,16 @@ def sender(world, *, layout, event_idx, count, start, many, area):
     assert_idle(outlet)
 
 
-def receiver(world, *, layout, event_idx, count, start, many, held):
-    inlet = Inlet(world.memory, layout, Bell(world, "call"), event_idx=event_idx, name="inlet")
+def receiver(world, *, layout, event_idx, count, start, many, held, bells=("kick", "call")):
+    """It receives `count` messages, or what comes, for ever (None)."""
+    inlet = Inlet(world.memory, layout, Doorbell(world, bells[1]), event_idx=event_idx, name="inlet")
     inlet._most_held = held
-    inlet.keeper = ReceiverKeeper(world, "kick", inlet)
+    inlet.keeper = ReceiverKeeper(world, bells[0], inlet)
     inlet.pace = Pace(0)
     inlet.seek(start, start)
     inlet.disable_notification()
     got = []
-    while len(got) < count:
+    while count is None or len(got) < count:
         if many:
             got += inlet.recv_many(count)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 from vqshm_explorer import Explorer, Scenario, Violation
+from vqshm_fan_scenarios import fan_in, fan_out
 from vqshm_memory_models import MODELS
 from vqshm_mutants import MUTANTS, Mutant
 from vqshm_scenarios import BASE, exchange, lane
@@ -97,6 +98,25 @@ def test_nor_on_a_processor_that_orders_no_more_than_c11_promises(scenario):
     assert explore(scenario, "c11").orders > 1000
 
 
+@pytest.mark.parametrize(
+    ("scenario", "preemptions"),
+    [
+        (fan_in(1), 1),
+        (fan_out(2), 1),
+        (fan_out(1, mode="broadcast"), 1),
+        slow(fan_in(2), 1),
+        slow(fan_in(1), 2),
+        slow(fan_out(3), 1),
+        slow(fan_out(2, mode="broadcast"), 1),
+        slow(fan_out(2, event_idx=False), 1),
+    ],
+    ids=str,
+)
+def test_those_who_wait_for_several_lanes_miss_none_of_them(scenario, preemptions):
+    """Three sides; stores are seen at once here, as the ring's own fences are tried above."""
+    assert explore(scenario, "sc", preemptions=preemptions).orders > 100
+
+
 # -- mutants -----------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +124,7 @@ def test_nor_on_a_processor_that_orders_no_more_than_c11_promises(scenario):
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_every_mutant_dies(mutant):
     with mutant.planted(), pytest.raises(Violation) as caught:
-        explore(mutant.scenario(), mutant.model)
+        explore(mutant.scenario(), mutant.model, **mutant.limits)
     assert caught.value.trace
 
 
@@ -243,6 +263,16 @@ def test_a_death_leaves_the_stores_before_it_and_no_others(model, left):
     explore(scenario, model)
     assert len(seen) == left
     assert b"\0\1" not in seen
+
+
+def test_preemptions_are_bounded_and_what_is_left_is_still_wrong_without_a_fence():
+    sides = crossing(X, Y, fence=False), crossing(Y, X, fence=False)
+    few, many, all_ = (Explorer(two(*sides), MODELS["sc"](), preemptions=bound).run().orders for bound in (0, 1, None))
+    assert few == 2
+    assert few < many < all_
+    seen = set()
+    explore(two(*sides, check=lambda values, _image: seen.add(tuple(values.values()))), "tso", preemptions=0)
+    assert (0, 0) in seen
 
 
 def test_too_many_states_are_an_error_and_no_silence():

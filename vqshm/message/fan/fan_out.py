@@ -146,7 +146,8 @@ class Fanout(PutWords, Fan["OutLane"]):
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the living receivers have given back everything that was sent. Raises NoRoom, and as `send`."""
-        self._await(lambda: not any(lane.pending() for lane in self._living), timeout, "not everything was received")
+        # Every lane is asked, each time: what one gave back and nobody noticed would count as news for ever.
+        self._await(lambda: not sum(lane.pending() for lane in self._living), timeout, "not everything was received")
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
