@@ -18,6 +18,7 @@ Both conftest.py put this module into `sys.modules` as `vqshm_harness`; the nurs
 from __future__ import annotations
 
 import contextlib
+import dis
 import gc
 import importlib.util
 import itertools
@@ -32,12 +33,16 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vqshm.devices.echo import Echo
 from vqshm.host import Coordinator, Device, Driver, names
 from vqshm.transport import DeviceSpec, QueueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PATIENCE = 60  # seconds until something that must happen counts as not happening; no test waits so long
 ECHO_ID = 0x7601
@@ -262,6 +267,73 @@ def descriptors() -> int:
     """How many file descriptors this process has open, garbage apart."""
     gc.collect()
     return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names only
+
+
+# -- a stroke at any bytecode ------------------------------------------------------------------------------------------
+
+
+class Interruption(BaseException):
+    """What the handler of a signal raises."""
+
+
+class Interrupter:
+    """Raises at the bytecode number `at`, counted over the code of some files, or does `act`; a context manager."""
+
+    def __init__(self, at: int, files: frozenset[str], act: Callable[[], None] | None = None) -> None:
+        self.left = at
+        self.act = act
+        self.files = files
+        self.struck = False
+        self.where = ""
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        sys.settrace(self._enter_frame)
+        return self
+
+    def __exit__(self, kind, *_):
+        sys.settrace(self._before)
+        return kind is Interruption
+
+    @contextlib.contextmanager
+    def not_now(self):
+        """Leave alone what is done inside."""
+        trace = sys.gettrace()
+        sys.settrace(None)
+        try:
+            yield
+        finally:
+            sys.settrace(trace)
+
+    def _enter_frame(self, frame, _event, _arg):
+        if self.struck or frame.f_code.co_filename not in self.files:
+            return None
+        frame.f_trace_lines = False
+        frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame, event, _arg):
+        if event == "opcode" and not self.struck and not is_handing_over(frame):
+            self.left -= 1
+            if not self.left:
+                self.struck = True
+                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                if self.act is None:
+                    raise Interruption
+                self.act()
+        return self._step
+
+
+def is_handing_over(frame) -> bool:
+    """Whether only a local variable is still to be returned, where Python looks for signals no more.
+
+    It looks on entering a function, at a backward jump and after a call.
+    """
+    code, at = frame.f_code.co_code, frame.f_lasti
+    name = dis.opname[code[at]]
+    if name.startswith("LOAD_FAST") and at + 2 < len(code):
+        name = dis.opname[code[at + 2]]
+    return name in {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE", "RETURN_GENERATOR"}
 
 
 # -- fixtures, for both conftest.py ------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Device(DeviceRole):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ports: list[DevicePort] = []
         self._by_queue: dict[DeviceQueue, DevicePort] = {}
+        self._next: DescriptorChain | None = None  # taken, and not handed out yet
         self._turn = 0
         super().__init__(*args, **kwargs)
 
@@ -91,6 +92,7 @@ class Device(DeviceRole):
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).device
             kick, call = self.kicks[plan.number], self.calls[plan.number]
             ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
+        self._next = None
         self.ports = ports
         self._by_queue = {port.queue: port for port in self.ports}
         for port in ports:
@@ -110,6 +112,7 @@ class Device(DeviceRole):
 
     def _stop_queues(self) -> None:
         self._show_counts()
+        self._next = None
         self.ports.clear()
         self._by_queue.clear()
 
@@ -120,7 +123,10 @@ class Device(DeviceRole):
 
         What a driver had published before it left is still yielded.
         """
-        while (chain := self.next_chain()) is not None:
+        while self._await_chain(None):
+            chain = self._next
+            assert chain is not None  # noqa: S101 - it was awaited
+            self._next = None  # from here to the yield nothing can be interrupted
             yield chain
 
     def next_chain(self, timeout: float | None = None) -> DescriptorChain | None:
@@ -128,21 +134,26 @@ class Device(DeviceRole):
 
         Raises DeadlineExceeded, InvalidState if no driver is there.
         """
+        self._await_chain(timeout)
+        chain = self._next
+        self._next = None  # from here on nothing can be interrupted
+        return chain
+
+    def _await_chain(self, timeout: float | None) -> bool:
+        """Have the next chain to hand out in `_next`; False when the driver is gone. Raises as `next_chain`."""
         self._check_usable()
         if not self.running:
             raise InvalidState("no driver has started this device: wait_driver() first")
-        chain = self.pop()
-        if chain is not None:
-            return chain
+        if self._fetch():
+            return True
         deadline = Deadline(timeout)
         while True:
             there = self.strategy.wait(self.ready, self.arm, self._park, deadline)
-            chain = self.pop()
-            if chain is not None:
-                return chain
+            if self._fetch():
+                return True
             if self.leaving or self.peer_gone:
                 self.let_go()
-                return None
+                return False
             if not there:
                 raise DeadlineExceeded(f"no chain came in time; {self._peer_words()}")
 
@@ -162,17 +173,26 @@ class Device(DeviceRole):
     def pop(self) -> DescriptorChain | None:
         """The next chain, from the queues in turn, without waiting; None if there is none."""
         self._check_usable()
+        self._fetch()
+        chain = self._next
+        self._next = None  # from here on nothing can be interrupted
+        return chain
+
+    def _fetch(self) -> bool:
+        """Have the next chain to hand out in `_next`; False if there is none."""
         for _ in self.ports:
+            if self._next is not None:
+                break
             port = self.ports[self._turn % len(self.ports)]
             self._turn += 1
             try:
-                chain = port.pop()
+                self._next = port.pop()
             except PeerViolation as error:
                 self.needs_reset(str(error), port.number)
-                continue
-            if chain is not None:
-                return chain
-        return None
+        if self._next is None:
+            return False
+        self._by_queue[self._next.queue].taking = False
+        return True
 
     def ready(self) -> bool:
         """Whether there is a chain to take, a violation to report, or a driver to say goodbye to."""

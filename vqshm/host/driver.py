@@ -15,21 +15,25 @@ flight comes back failed (`request.error` is a RequestLost, which `output()` rai
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vqshm import spec
 from vqshm.errors import (
     DeadlineExceeded,
     InvalidState,
     OutOfBuffers,
     PeerGone,
+    PeerViolation,
     QueueBroken,
     QueueFull,
     RequestLost,
 )
 from vqshm.host.driver_role import DriverRole
 from vqshm.host.endpoint import CONTROL_TIMEOUT
-from vqshm.host.ports import DriverPort
+from vqshm.host.ports import TABLE_ENTRIES, DriverPort
+from vqshm.host.request import Lease
 from vqshm.memory import BufferPool
 from vqshm.notify import Deadline
 
@@ -43,11 +47,13 @@ class Driver(DriverRole):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ports: list[DriverPort] = []
         self._turn = 0
-        self._pools: list[BufferPool] = []  # one for each queue; they outlive a reset, as buffers may be out over it
+        # For each queue its buffers, and those of them where its tables lie: kept over resets, when buffers may be out.
+        self._pools: list[tuple[BufferPool, Lease]] = []
         self._retired: list[DriverPort] = []  # queues of before a reset that is not confirmed yet
-        self._lost: list[Request] = []  # what was in flight at a reset that is not finished yet
-        self._early: list[Request] = []  # reaped by `request()` while it waited for its own
-        self._abandoned: set[Request] = set()  # of `request()` calls that did not wait until the end
+        # Requests the device has returned, in order; dictionaries, because to put one in twice is to put it in once.
+        self._early: dict[Request, None] = {}  # not handed out yet
+        self._private: dict[Request, None] = {}  # those of `request()`, which releases them
+        self._lost: dict[Request, None] = {}  # what was in flight at a reset that is not finished yet
         self._failed_over = False  # restart "fail": the device is gone, and its successor is not met yet
         super().__init__(*args, **kwargs)
 
@@ -55,12 +61,13 @@ class Driver(DriverRole):
 
     def _set_up_queues(self) -> list[DriverPort]:
         if not self._pools:
-            self._pools = [BufferPool(*plan.buffers) for plan in self.plan.queues]
+            pools = [(BufferPool(*plan.buffers), plan.size) for plan in self.plan.queues]
+            self._pools = [(pool, Lease(pool, TABLE_ENTRIES * spec.DESC_SIZE * size)) for pool, size in pools]
         ports = []
-        for plan, pool in zip(self.plan.queues, self._pools, strict=True):
+        for plan, (pool, tables) in zip(self.plan.queues, self._pools, strict=True):
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).driver
             kick, call = self.kicks[plan.number], self.calls[plan.number]
-            ports.append(DriverPort(self.memory, plan, config, pool, kick, call, cells))
+            ports.append(DriverPort(self.memory, plan, config, pool, tables, kick, call, cells))
         return ports
 
     def _prepare_queues(self) -> None:
@@ -76,12 +83,10 @@ class Driver(DriverRole):
 
     def _take_back(self) -> None:
         for port in self._retired:
-            self._lost += port.take_back()
-        self._retired.clear()
-        for request in self._abandoned.intersection(self._lost):
-            self._lost.remove(request)
-            request.release()
-        self._abandoned.clear()
+            with contextlib.suppress(PeerViolation):
+                port.finish(self._early, self._private)
+            port.take_back(self._lost, self._private)
+        self._retired = []
 
     def reset(self, timeout: float | None = 5.0) -> list[Request]:
         """Reset the device and initialise it anew; the requests whose answer never came, their buffers ours again.
@@ -93,7 +98,9 @@ class Driver(DriverRole):
         goes on from there.
         """
         self._restart(Deadline(timeout))
-        lost, self._lost = self._lost, []
+        self._release_private()
+        lost = list(self._lost)
+        self._lost = {}
         return lost
 
     def _device_gone(self) -> None:
@@ -107,23 +114,22 @@ class Driver(DriverRole):
         self._halt()
         self._reset_device(Deadline(CONTROL_TIMEOUT))
         self._failed_over = True
-        for request in self._lost:
+        for request in (*self._lost, *self._private):
             request.error = RequestLost(
                 f"the device of {self.region}/{self.plan.name}, process {pid}, ended before it answered this request; "
                 "whether it did what was asked nobody can know",
                 pid=pid,
                 queue=request.queue,
             )
-        self._early += self._lost
-        self._lost = []
+        self._early.update(self._lost)
+        self._lost = {}
 
     def _fail_over(self, deadline: Deadline) -> None:
         """Begin with the device that came after the one that ended. Raises PeerGone if there is none in time."""
         try:
-            self._wait_device(deadline)
+            self._start(deadline, Deadline(CONTROL_TIMEOUT))
         except DeadlineExceeded as error:
             raise PeerGone(f"the device is gone: {error}", role="device", in_flight=0) from None
-        self._initialise(Deadline(CONTROL_TIMEOUT))
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -133,9 +139,10 @@ class Driver(DriverRole):
         """Offer a chain: copies of the `readable` pieces, and empty buffers of `writable` bytes each. Does not kick.
 
         Raises QueueFull (too few descriptors), OutOfBuffers, InvalidChain, PeerGone, DeviceNeedsReset,
-        ValueError/TypeError for a piece that is no contiguous buffer.
+        ValueError/TypeError for a piece that is no contiguous buffer. Whoever interrupts it (Ctrl-C) may get the
+        request from `completed` all the same, with this `tag`: if the device was offered it already.
         """
-        return self._port(queue).submit(readable, writable, tag)
+        return self._submit(readable, writable, queue, tag)
 
     def kick(self, queue: int | None = None) -> None:
         """Notify the device of what was submitted to `queue` (None: to all), if it wants to be."""
@@ -151,14 +158,14 @@ class Driver(DriverRole):
         Raises DeadlineExceeded, PeerGone (with what is in flight), DeviceNeedsReset, and the PeerViolation of a device
         that breaks a rule.
         """
-        request = self.reap()
-        if request is None and self.in_flight:
+        self._check_usable()
+        if not self._gather() and self.in_flight:
             self.kick()
             self._wait(self.ready, Deadline(timeout))
-            request = self.reap()
-        while request is not None:
+        while self._gather():
+            request = next(iter(self._early))
+            del self._early[request]  # from here to the yield nothing can be interrupted
             yield request
-            request = self.reap()
 
     def request(
         self, readable: Any, writable: int | Sequence[int] = 0, *, queue: int = 0, timeout: float | None = None
@@ -172,15 +179,12 @@ class Driver(DriverRole):
         if self._failed_over:
             self._fail_over(deadline)
         mine = self._submit_when_room(*self.chain_of(readable, writable), queue, deadline)
+        while not mine.done:
+            self._collect(deadline)
         try:
-            while not mine.done:
-                self._collect(deadline)
-        except BaseException:
-            self._abandon(mine)
-            raise
-        self._early.remove(mine)
-        with mine:
             return mine.output()
+        finally:
+            self._release_private()
 
     @staticmethod
     def chain_of(readable: Any, writable: int | Sequence[int]) -> tuple[list[Any], list[int]]:
@@ -202,22 +206,30 @@ class Driver(DriverRole):
         Raises the PeerViolation of a device that breaks a rule, once; that queue is left out from then on.
         """
         self._check_usable()
-        if self._early:
-            return self._early.pop(0)
-        idle = 0
-        while idle < len(self.ports):
-            request = self._reap_from(self.ports[self._turn % len(self.ports)])
-            self._turn += 1
-            if request is not None:
-                return request
-            idle += 1
-        return None
-
-    def _reap_from(self, port: DriverPort) -> Request | None:
-        while (request := port.reap()) in self._abandoned:
-            self._abandoned.discard(request)
-            request.release()
+        if not self._gather():
+            return None
+        request = next(iter(self._early))
+        del self._early[request]  # from here on nothing can be interrupted
         return request
+
+    def _gather(self) -> bool:
+        """Have the next request to hand out in `_early`; False if there is none. Raises as `reap`."""
+        for port in self.ports:
+            port.finish(self._early, self._private)
+        idle = 0
+        while not self._early and idle < len(self.ports):
+            port = self.ports[self._turn % len(self.ports)]
+            self._turn += 1
+            idle = 0 if port.collect(self._early, self._private) else idle + 1
+        if self._private:
+            self._release_private()
+        return bool(self._early)
+
+    def _release_private(self) -> None:
+        """Give back the buffers of `request` calls whose answer came, and was read or is not wanted any more."""
+        for request in list(self._private):
+            request.release()
+            del self._private[request]
 
     def ready(self) -> bool:
         """Whether `reap` would find something: a request, or a violation to report."""
@@ -281,18 +293,18 @@ class Driver(DriverRole):
         if port.queue.broken is not None:
             raise QueueBroken(f"queue stopped at: {port.queue.broken}; call reset()", queue=port.number)
 
-    def _abandon(self, request: Request) -> None:
-        """Nobody waits for it any more: release it, once it has come back."""
-        if request.done:
-            self._early.remove(request)
-            request.release()
-        else:
-            self._abandoned.add(request)
+    def _submit(
+        self, readable: Sequence[Any], writable: Sequence[int], queue: int, tag: Any = None, *, private: bool = False
+    ) -> Request:
+        port = self._port(queue)
+        if self._private:
+            self._release_private()
+        return port.submit(readable, writable, tag, private=private)
 
     def _submit_when_room(self, pieces: list[Any], sizes: Sequence[int], queue: int, deadline: Deadline) -> Request:
         while True:
             try:
-                return self.submit(pieces, sizes, queue=queue)
+                return self._submit(pieces, sizes, queue, private=True)
             except (QueueFull, OutOfBuffers):
                 if not self._port(queue).in_flight:
                     raise  # nothing will ever come back to make room
@@ -303,8 +315,8 @@ class Driver(DriverRole):
         self.kick()
         self._wait(lambda: self._failed_over or any(port.has_work for port in self.ports), deadline)
         for port in self.ports:
-            while (request := self._reap_from(port)) is not None:
-                self._early.append(request)
+            while port.collect(self._early, self._private):
+                pass
 
     def _wait(self, ready: Callable[[], bool], deadline: Deadline) -> None:
         """Wait until `ready()`. Raises DeadlineExceeded, and as `check`."""

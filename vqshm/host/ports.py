@@ -2,6 +2,11 @@
 
 A port rings the other side's doorbell only when the ring says that it wants to be woken [2.7.7, 2.7.10]. Counters are
 kept in private and shown in the region now and then, for `vqshm stat`; nobody decides anything by them.
+
+An exception may strike between any two bytecodes: Ctrl-C, a signal handler. So each step is noted before it is done,
+and the note is removed after; a call that finds one finishes what the interrupted one began. A chain is noted in flight
+before the ring has it, and the ring forgets a chain only after its answer was put where it cannot be lost; a doorbell
+about which there is doubt is rung. Only a counter may be one too low then.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from vqshm import spec
 from vqshm.host.request import Lease, Request
 from vqshm.ring import DeviceQueue, DriverQueue
 
@@ -60,6 +64,9 @@ class DevicePort(_Port[DeviceQueue]):
     ) -> None:
         inflight = None if plan.inflight is None else plan.inflight.address
         super().__init__(plan.number, config.device(memory, inflight=inflight), kick, call, cells)
+        self.taking = False  # a chain is on its way from the ring to whoever called `pop`, who clears this
+        self._before = 0  # next_avail when that began
+        self._asking = False  # a chain was returned, and whether the driver must be called is being asked
         # A handler copies what it reads: never more than there is, however often a driver names the same memory.
         self.queue.limit = sum(region.end - region.start for region in memory.regions)
 
@@ -77,10 +84,17 @@ class DevicePort(_Port[DeviceQueue]):
     def pop(self) -> DescriptorChain | None:
         """The next chain; None if there is none, or the queue is broken. Raises the PeerViolation that breaks it.
 
-        Those that a dead device had in flight come first, and are marked `replayed`.
+        Those that a dead device had in flight come first, and are marked `replayed`. One whose taking was interrupted
+        is taken again.
         """
+        if self._asking:
+            self._call()
         if self.queue.broken is not None:
             return None
+        if self.taking and self.queue.next_avail != self._before:
+            self.queue.go_to_previous_position()
+        self._before = self.queue.next_avail
+        self.taking = True
         chain = self.queue.replay() or self.queue.pop()
         if chain is not None:
             self.counts["taken"] += 1
@@ -94,20 +108,37 @@ class DevicePort(_Port[DeviceQueue]):
 
     def complete(self, chain: DescriptorChain, written: int) -> None:
         """Return a chain, and call the driver if it wants that."""
-        self.queue.add_used(chain.head_index, written)
+        if self._asking:
+            self._call()
+        self._asking = True
+        try:
+            self.queue.add_used(chain.head_index, written)
+        except Exception:
+            self._asking = False
+            raise
         self.counts["used"] += 1
         self.counts["bytes_out"] += written
         if self.queue.needs_notification():
-            self.call_bell.signal()
-            self.counts["calls"] += 1
+            self._call()
         else:
+            self._asking = False
             self.counts["calls_suppressed"] += 1
         if not self.counts["used"] % SHOW_EVERY:
             self.show_counts()
 
+    def _call(self) -> None:
+        """Call the driver, which wants to be or may want to be."""
+        self.call_bell.signal()
+        self._asking = False
+        self.counts["calls"] += 1
+
 
 class DriverPort(_Port[DriverQueue]):
-    """One queue of a running driver, with its buffers and its requests in flight."""
+    """One queue of a running driver, with its buffers and its requests in flight.
+
+    `tables`: room for indirect tables, of which it takes no more than half of the buffers.
+    `returned`, `private`: where requests go when the device has returned them, in order; see `Request.private`.
+    """
 
     def __init__(
         self,
@@ -115,107 +146,145 @@ class DriverPort(_Port[DriverQueue]):
         plan: QueuePlan,
         config: QueueConfig,
         pool: BufferPool,
+        tables: Lease,
         kick: Notifier,
         call: Notifier,
         cells: DriverCounters,
     ) -> None:
         plan.zero(memory)
         self.pool = pool
-        self._tables = self._reserve_tables(plan.size) if config.indirect else None
-        super().__init__(plan.number, config.driver(memory, indirect_tables=self._tables), kick, call, cells)
+        tables.release()
+        place: tuple[int, int] | None = None
+        if config.indirect and tables.count <= pool.free // 2:
+            tables.take(memory)
+            place = tables.address, TABLE_ENTRIES
+        self._tables = tables
+        super().__init__(plan.number, config.driver(memory, indirect_tables=place), kick, call, cells)
         self.in_flight: dict[int, Request] = {}
-        self._announced = 0  # chains offered when the device was last notified, or need not be
-        self._strays: list[Lease] = []  # of requests that were offered and, by an interruption, not noted
+        self._entering: Request | None = None  # is being offered; None again once that is noted everywhere
+        self._leaving = False  # an answer is being moved out of the ring
+        self._news = False  # chains were offered of which the device was not told
+        self._asking = False  # the ring is being asked whether it wants to be told; it answers yes only once
         self._memory = memory
 
-    def _reserve_tables(self, size: int) -> tuple[int, int] | None:
-        """Room for the indirect tables, if it takes no more than half of the buffers."""
-        wanted = TABLE_ENTRIES * spec.DESC_SIZE * size
-        return (self.pool.allocate(wanted), TABLE_ENTRIES) if wanted <= self.pool.free // 2 else None
+    def submit(
+        self, readable: Sequence[Any], writable: Sequence[int], tag: Any = None, *, private: bool = False
+    ) -> Request:
+        """Lease, copy, offer. Raises QueueFull, OutOfBuffers, ValueError, TypeError; nothing stays leased then.
 
-    def lease(self, count: int) -> Lease:
-        """`count` bytes of shared memory. Raises OutOfBuffers."""
-        return Lease(self._memory, self.pool, count)
-
-    def submit(self, readable: Sequence[Any], writable: Sequence[int], tag: Any) -> Request:
-        """Lease, copy, offer. Raises QueueFull, OutOfBuffers, ValueError, TypeError; nothing stays leased then."""
+        Once interrupted it has done all of it or nothing. If all, then the request is returned by and by like others.
+        """
+        if self._entering is not None:
+            self.settle()
         pieces = [memoryview(piece).cast("B") for piece in readable]
         counts = [piece.nbytes for piece in pieces] + [index(count) for count in writable]
         if counts and min(counts) < 1:
             raise ValueError(f"each buffer of a chain has at least 1 byte: {counts}")
         self.queue.room_for(len(counts))  # before anything is copied
-        leases: list[Lease] = []
-        noted, offered = len(self.in_flight), self.queue.in_flight
+        leases = [Lease(self.pool, count) for count in counts]
+        split = len(pieces)
+        request = Request(self.number, leases[:split], leases[split:], tag, private=private)
+        self._entering = request
         try:
-            for count in counts:
-                leases.append(self.lease(count))  # noqa: PERF401 - those before a failure are released
+            for lease in leases:
+                lease.take(self._memory)
             for lease, piece in zip(leases, pieces, strict=False):
                 lease.view[:] = piece
-            split = len(pieces)
-            request = Request(self.number, leases[:split], leases[split:], tag)
-            self.offer(request)
+            self._offer(request)
         except BaseException:
-            if self.queue.in_flight == offered:
-                for lease in leases:
-                    lease.release()
-            elif len(self.in_flight) == noted:  # Ctrl-C between the two: the device has the buffers now
-                self._strays += leases
+            self.settle()
             raise
         return request
 
-    def offer(self, request: Request) -> None:
-        """Make a request available to the device. Raises QueueFull."""
+    def _offer(self, request: Request) -> None:
+        """Make a request available to the device, and note it. Raises QueueFull."""
         readable = [lease.buffer for lease in request.readable]
-        request.token = self.queue.add(readable, [lease.buffer for lease in request.writable])
-        self.in_flight[request.token] = request
+        writable = [lease.buffer for lease in request.writable]
+        request.token = self.queue.next_head
         request.offered_at = time.perf_counter()
+        self.in_flight[request.token] = request
+        self._news = True
+        self.queue.add(readable, writable)
+        self._entering = None
         self.counts["added"] += 1
         self.counts["bytes_out"] += sum(count for _, count in readable)
 
+    def settle(self) -> None:
+        """Finish a submission that was interrupted, or undo it if the ring has not seen it yet."""
+        request = self._entering
+        if request is None:
+            return
+        noted = request.token >= 0 and self.in_flight.get(request.token) is request
+        if noted and self.queue.is_in_flight(request.token):
+            self.queue.publish()
+        else:
+            if noted:
+                del self.in_flight[request.token]
+            request.token = -1
+            for lease in (*request.readable, *request.writable):
+                lease.release()
+        self._entering = None
+
     def kick(self) -> None:
         """Notify the device of what was offered since the last time, if it wants to be."""
-        if self.counts["added"] == self._announced:
+        if not self._news:
             return
-        self._announced = self.counts["added"]
-        if self.queue.needs_kick():
+        if self._entering is not None:
+            self.settle()
+        doubt = self._asking
+        self._asking = True
+        if self.queue.needs_kick() or doubt:
             self.kick_bell.signal()
             self.counts["kicks"] += 1
         else:
             self.counts["kicks_suppressed"] += 1
+        self._news = self._asking = False
 
-    def reap(self) -> Request | None:
-        """The next request the device returned; None if there is none, or the queue is broken.
+    def collect(self, returned: dict[Request, None], private: dict[Request, None]) -> bool:
+        """Move the next request that the device returned to one of these two; False if there is none.
 
-        Raises the PeerViolation that breaks it.
+        Raises the PeerViolation that breaks the queue; a broken one returns nothing any more.
         """
-        while self.queue.broken is None and (returned := self.queue.reap()) is not None:
-            token, written = returned
-            self.counts["reaped"] += 1
-            self.counts["bytes_in"] += written
-            if not self.counts["reaped"] % SHOW_EVERY:
-                self.show_counts()
-            request = self.in_flight.pop(token, None)
-            if request is not None:  # no stray one
-                request.written = written
-                request.done = True
-                return request
-        return None
+        queue = self.queue
+        if queue.broken is not None:
+            return False
+        if self._entering is not None:
+            self.settle()
+        self._leaving = True
+        token = queue.peek_head()
+        if token < 0:
+            self._leaving = False
+            return False
+        request = self.in_flight.get(token)
+        if request is not None:  # else an interrupted call has moved it already
+            request.written = queue.written
+            request.done = True
+            (private if request.private else returned)[request] = None
+            del self.in_flight[token]
+        queue.accept(token)
+        self._leaving = False
+        self.counts["reaped"] += 1
+        self.counts["bytes_in"] += queue.written
+        if not self.counts["reaped"] % SHOW_EVERY:
+            self.show_counts()
+        return True
+
+    def finish(self, returned: dict[Request, None], private: dict[Request, None]) -> None:
+        """If `collect` was interrupted, do it again. To be called before an answer is handed out."""
+        if self._leaving:
+            self.collect(returned, private)
 
     @property
     def has_work(self) -> bool:
-        """Whether `reap` would find something: a request, or a violation to report."""
+        """Whether `collect` would find something: a request, or a violation to report."""
         return self.queue.broken is None and self.queue.used_idx() != self.queue.last_used
 
-    def take_back(self) -> list[Request]:
+    def take_back(self, lost: dict[Request, None], private: dict[Request, None]) -> None:
         """After a reset: every request that was in flight; its buffers are ours again, its answer never came."""
-        if self._tables is not None:
-            self.pool.release(self._tables[0])
+        self.settle()
+        self._tables.release()
         self.queue.detach_unused()
-        lost = list(self.in_flight.values())
-        self.in_flight.clear()
-        for request in lost:
+        for request in self.in_flight.values():
             request.done = True
-        for lease in self._strays:
-            lease.release()
-        self._strays.clear()
-        return lost
+            (private if request.private else lost)[request] = None
+        self.in_flight.clear()

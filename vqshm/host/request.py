@@ -7,7 +7,7 @@ never shows somebody else's bytes. That holds for the views handed out here; a s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from vqshm.errors import InvalidState
 
@@ -19,16 +19,24 @@ if TYPE_CHECKING:
     from vqshm.memory import BufferPool, GuestMemory
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class Lease:
-    """`count` bytes of shared memory, ours until released."""
+    """`count` bytes of shared memory, ours from `take` until released."""
 
     __slots__ = ("_pool", "address", "count", "view")
 
-    def __init__(self, memory: GuestMemory, pool: BufferPool, count: int) -> None:
-        self.address = pool.allocate(count)
+    def __init__(self, pool: BufferPool, count: int) -> None:
+        self.address = -1
         self.count = count
-        self.view = memory.view(self.address, count)
-        self._pool: BufferPool | None = pool
+        self.view = _NOTHING
+        self._pool = pool
+
+    def take(self, memory: GuestMemory) -> None:
+        """Get the bytes. Raises OutOfBuffers."""
+        self._pool.allocate(self.count, self)
+        self.view = memory.view(self.address, self.count)
 
     @property
     def buffer(self) -> tuple[int, int]:
@@ -37,26 +45,49 @@ class Lease:
 
     @property
     def released(self) -> bool:
-        """Whether the bytes were given back."""
-        return self._pool is None
+        """Whether the bytes were given back, or never taken."""
+        return not self._pool.has(self)
 
     def release(self) -> None:
-        """Give the bytes back. May be called twice. Raises InvalidState while something else looks at them."""
-        pool = self._pool
-        if pool is not None:
-            _let_go_of([self.view])
-            self._pool = None
-            pool.release(self.address)
+        """Give the bytes back. May be called again, after an interruption, too.
+
+        Raises InvalidState while something else looks at them.
+        """
+        if self._pool.has(self):
+            if self.view is not _NOTHING:  # its taking was not interrupted
+                _let_go_of([self.view])
+            self._pool.release(self.address)
 
 
 class Request:
     """What `Driver.submit` returns: in flight until `done`, then `written` and `output()` tell the answer."""
 
-    __slots__ = ("_views", "done", "error", "offered_at", "queue", "readable", "tag", "token", "writable", "written")
+    __slots__ = (
+        "_views",
+        "done",
+        "error",
+        "offered_at",
+        "private",
+        "queue",
+        "readable",
+        "tag",
+        "token",
+        "writable",
+        "written",
+    )
 
-    def __init__(self, queue: int, readable: Sequence[Lease], writable: Sequence[Lease], tag: Any = None) -> None:
+    def __init__(
+        self,
+        queue: int,
+        readable: Sequence[Lease],
+        writable: Sequence[Lease],
+        tag: Any = None,
+        *,
+        private: bool = False,
+    ) -> None:
         self.queue = queue
         self.tag = tag  # the caller's own
+        self.private = private  # of `Driver.request`, which hands it to nobody
         self.token = -1  # the queue's, while in flight
         self.done = False
         self.error: VqshmError | None = None  # why there is no answer and never will be

@@ -87,8 +87,8 @@ class Half:
         """The other side broke a rule: stop this queue, and return what to raise."""
         error.facts.setdefault("queue", self.name)
         error.args = (f"{self.name}: {error}",)
-        self.broken = blame_peer(error)
-        return self.broken
+        self.broken = blame_peer(error)  # never raised itself: a traceback would keep frames, and these the memory
+        return blame_peer(error)
 
     def _refuse(self) -> None:
         raise QueueBroken(f"{self.name} stopped at: {self.broken}; reset it to go on", queue=self.name) from self.broken

@@ -6,13 +6,13 @@ cimport vqshm.memory.atomic as atomic
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
-cdef int _FLAGS, _IDX, _RING, _NO_NOTIFY, _NEXT, _WRITE, _INDIRECT
+cdef int _FLAGS, _IDX, _RING, _NO_NOTIFY, _NEXT, _WRITE, _INDIRECT, _OFFERING, _ACCEPTING
 
 
 cdef class DriverQueue(Half):
     cdef readonly int num_free, in_flight, last_used
     cdef readonly long long written
-    cdef int _avail_idx, _published, _used_seen, _entries, _free
+    cdef int _avail_idx, _published, _used_seen, _entries, _free, _torn
     cdef long long _num_published
     cdef unsigned long long _low, _high, _table_base
     cdef atomic.Region _tables
@@ -39,11 +39,12 @@ cdef class DriverQueue(Half):
     cpdef int used(self) except -1
     @cython.locals(head=int)
     cpdef object reap(self)
-    @cython.final
     @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long", used=atomic.Region)
-    cdef int reap_head(self) except -2
+    cpdef int peek_head(self) except -2
     @cython.final
-    cdef inline int _release(self, int head) except -1
+    @cython.locals(head=int)
+    cdef int reap_head(self) except -2
+    cpdef int accept(self, int head) except -1
     @cython.locals(added="long long", event=int)
     cpdef bint needs_kick(self) except -1
     @cython.final

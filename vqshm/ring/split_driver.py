@@ -1,6 +1,10 @@
 # cython: nonecheck=False, initializedcheck=False
 """The driver half of a split virtqueue: makes chains available, reaps them used, keeps the free list [2.7.13, 2.7.14].
 
+An exception may strike the interpreted core between any two steps: Ctrl-C, a signal handler. Whether a chain is in
+flight is decided by one store, to `_capacity`; while what follows from it is incomplete, `_torn` says so, and the next
+call works it out anew. (Compiled, nothing strikes inside these functions.)
+
 The way of a chain: `add` (write descriptors, then the ring, then avail.idx) → `needs_kick` → served by the device →
 `reap` (check the used element against the shadow, free the descriptors). The rules of both halves stand in `split`.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vqshm import spec
@@ -40,6 +45,8 @@ _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
 
+_OFFERING, _ACCEPTING = 1, 2  # what was interrupted; 0 is nothing
+
 Buffer = tuple[int, int]  # guest address, bytes
 
 
@@ -66,6 +73,7 @@ class DriverQueue(Half):
         "_published",
         "_table_base",
         "_tables",
+        "_torn",
         "_used_seen",
         "in_flight",
         "last_used",
@@ -111,6 +119,30 @@ class DriverQueue(Half):
         self._free = 0
         self.num_free = self.size
         self.in_flight = 0  # chains
+        self._torn = 0
+
+    def _mend(self) -> None:
+        """After an interruption: what is in flight is known, and all else follows from it."""
+        taken = bytearray(self.size)
+        count = 0
+        for head in range(self.size):
+            if self._capacity[head]:
+                count += 1
+                index = head
+                for _ in range(self._parts[head]):
+                    taken[index] = 1
+                    index = self._link[index]
+        free = [index for index in range(self.size) if not taken[index]]
+        for index, following in pairwise(free):
+            self._link[index] = following
+        self._free = free[0] if free else 0
+        self.num_free = len(free)
+        self.in_flight = count
+        if self._torn == _OFFERING:
+            self._avail_idx = (self.last_used + count) & 0xFFFF
+        else:
+            self.last_used = (self._avail_idx - count) & 0xFFFF
+        self._torn = 0
 
     def seek(self, position: int) -> None:
         """Go on at this position (u16), where both idx fields stand. Raises InvalidState if chains are in flight."""
@@ -120,6 +152,17 @@ class DriverQueue(Half):
             raise InvalidState(f"{self.name}: {self.in_flight} chains are in flight", in_flight=self.in_flight)
         self._avail_idx = self._published = position
         self.last_used = self._used_seen = position
+
+    @property
+    def next_head(self) -> int:
+        """The token of the chain that is offered next, if there is room for one."""
+        if self._torn:
+            self._mend()
+        return self._free
+
+    def is_in_flight(self, head: int) -> bool:
+        """Whether a chain was offered under this token, and not reaped yet."""
+        return self._capacity[head] != 0
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
@@ -157,17 +200,21 @@ class DriverQueue(Half):
 
     def _offer(self, head: int, last: int, needed: int, capacity: int) -> None:
         """Note a chain in the shadow, and put its head into the ring."""
-        self._free = self._link[last]
-        self.num_free -= needed
-        self.in_flight += 1
-        self._capacity[head] = 1 + capacity
+        self._torn = _OFFERING
         self._parts[head] = needed
         self._last[head] = last
         atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)
+        self._capacity[head] = 1 + capacity  # from now on it is in flight
+        self._free = self._link[last]
+        self.num_free -= needed
+        self.in_flight += 1
         self._avail_idx = (self._avail_idx + 1) & 0xFFFF
+        self._torn = 0
 
     def room_for(self, count: int) -> int:
         """Descriptors that a chain of `count` buffers takes now. Raises QueueFull, InvalidChain."""
+        if self._torn:
+            self._mend()
         if count < 1 or count > self.size:
             raise InvalidChain(f"{self.name}: a chain of {count} buffers; 1 to {self.size} fit", limit=self.size)
         needed = 1 if self._in_table(count) else count
@@ -186,9 +233,11 @@ class DriverQueue(Half):
 
     def publish(self) -> None:
         """Show the device every chain added so far, what they consist of before the idx that covers them [2.7.13.3]."""
+        if self._torn:
+            self._mend()
+        atomic.store_u16(self._avail, _IDX, self._avail_idx)
         self._num_published += (self._avail_idx - self._published) & 0xFFFF
         self._published = self._avail_idx
-        atomic.store_u16(self._avail, _IDX, self._avail_idx)
 
     def _check_buffers(self, buffers: Sequence[Buffer], total: int) -> int:
         """`total` and the bytes of the buffers, each of which must lie in memory."""
@@ -240,6 +289,8 @@ class DriverQueue(Half):
 
     def used(self) -> int:
         """Chains that can be reaped now. Raises InvalidUsedRingIndex if the device returned more than were offered."""
+        if self._torn:
+            self._mend()
         if self.broken is not None:
             self._refuse()
         seen = atomic.load_u16(self._used, _IDX)
@@ -267,6 +318,15 @@ class DriverQueue(Half):
 
     def reap_head(self) -> int:
         """As `reap`: the token, with the bytes written in `written`; -1 if there is none."""
+        head = self.peek_head()
+        if head >= 0:
+            self.accept(head)
+        return head
+
+    def peek_head(self) -> int:
+        """As `reap_head`, but the chain stays in flight, and is returned again, until it is accepted."""
+        if self._torn:
+            self._mend()
         if self.broken is not None:
             self._refuse()
         if self.last_used == self._used_seen and self.used() == 0:
@@ -288,18 +348,24 @@ class DriverQueue(Half):
                     limit=capacity - 1,
                 )
             )
-        self._release(head)
-        self.last_used = (self.last_used + 1) & 0xFFFF
         self.written = written
         return head
 
-    def _release(self, head: int) -> None:
-        """Put the descriptors of a chain in front of the free list."""
-        self._capacity[head] = 0
+    def accept(self, head: int) -> None:
+        """Take the chain that `peek_head` returned last: its descriptors go in front of the free list.
+
+        Raises InvalidState for another one that is not in flight.
+        """
+        if head < 0 or head >= self.size or self._capacity[head] == 0:
+            raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
+        self._torn = _ACCEPTING
+        self._capacity[head] = 0  # from now on it is not in flight
         self._link[self._last[head]] = self._free
         self._free = head
         self.num_free += self._parts[head]
         self.in_flight -= 1
+        self.last_used = (self.last_used + 1) & 0xFFFF
+        self._torn = 0
 
     def detach_unused(self) -> list[int]:
         """Take back every chain in flight: their tokens.
@@ -340,6 +406,8 @@ class DriverQueue(Half):
 
         `after` is at most the number of chains in flight; without EVENT_IDX it is always 1 [2.7.7.1].
         """
+        if self._torn:
+            self._mend()
         after = max(1, min(after, self.in_flight)) if self.event_idx else 1
         if self.event_idx:
             position = (self.last_used + after - 1) & 0xFFFF
