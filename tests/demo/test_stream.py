@@ -45,13 +45,13 @@ def served(work, *, queues=1, queue_size=16, buffers=1 << 20, notify="eventfd", 
     with launch(name, [DeviceSpec("zblock0", spec.VQSHM_ID_ZBLOCK, (queue,) * queues)], notify=notify):
         thread = threading.Thread(target=serve)
         thread.start()
-        try:
-            with Driver.attach(name, **attach) as driver:
+        with Driver.attach(name, **attach) as driver:
+            try:
                 yield driver
-        finally:
-            device_left = thread.is_alive()
+            finally:
+                serving = thread.is_alive()
     thread.join(30)
-    assert device_left
+    assert serving
     assert not thread.is_alive()
     assert not failures
 

@@ -782,6 +782,7 @@ def forks_and_serves(me, name):
         coordinator.serve(stop=me.fileno())
 
 
+@pytest.mark.fault("D18")
 def test_a_forked_child_of_a_coordinator_neither_serves_nor_closes_nor_hides_its_end(start, name):
     actor = start(forks_and_serves, name)
     assert {actor.hear(), actor.hear()} == {"serves", "ForkedHandle"}

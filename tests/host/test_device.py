@@ -209,6 +209,7 @@ def broken(me, name):
         device.serve(Broken())
 
 
+@pytest.mark.fault("D20")
 @BOTH
 @pytest.mark.fault("D20")
 def test_a_handler_that_fails_returns_its_chain_empty_and_goes_on(make_region, notify):
@@ -244,6 +245,7 @@ def attentive(me, name):
         device.serve(handler)
 
 
+@pytest.mark.fault("D19", "D20")
 def test_an_interruption_of_a_handler_ends_the_device_and_leaves_nothing(region):
     actor = region.start(interrupted)
     with Driver.attach(region.name) as driver, pytest.raises(ConnectionError):

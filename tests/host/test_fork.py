@@ -12,6 +12,8 @@ from vqshm_harness import BOTH, PATIENCE
 from vqshm import Device, Driver
 from vqshm.errors import ForkedHandle, PeerGone, VqshmError
 
+pytestmark = pytest.mark.fault("D18")
+
 
 def verdict(call) -> str:
     """The name of what a call raises."""

@@ -527,6 +527,7 @@ def forking_sender(me, name):
         sender.flush()
 
 
+@pytest.mark.fault("D18")
 @BOTH
 def test_a_forked_sender_refuses_and_its_parent_goes_on(make_channel, start, notify):
     channel = make_channel(notify=notify)
@@ -567,6 +568,7 @@ def forking_receiver(me, name):
             me.send(message)
 
 
+@pytest.mark.fault("D18")
 @BOTH
 def test_a_forked_receiver_refuses_and_its_parent_goes_on(make_channel, notify):
     channel = make_channel(size=4, notify=notify)

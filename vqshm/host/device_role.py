@@ -116,6 +116,7 @@ class DeviceRole(Endpoint):
     def let_go(self) -> None:
         """Stop serving this driver, and tell the coordinator so."""
         self._stop_queues()
+        self.peer_lost = self.driver_ended
         self._forget_peer()
         self.leaving = False
         self.features = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from vqshm import spec
-from vqshm.errors import CoordinatorGone, DeadlineExceeded, DeviceNeedsReset, NegotiationError, PeerGone
+from vqshm.errors import CoordinatorGone, DeadlineExceeded, DeviceNeedsReset, InvalidState, NegotiationError, PeerGone
 from vqshm.host.endpoint import CONTROL_TIMEOUT, Endpoint
 from vqshm.host.liveness import ProcessId
 from vqshm.notify import Deadline, WaitStrategy
@@ -59,8 +59,7 @@ class DriverRole(Endpoint):
             ring |= spec.mask(spec.VIRTIO_F_EVENT_IDX) if event_idx else 0
             ring |= spec.mask(spec.VIRTIO_F_INDIRECT_DESC) if indirect else 0
             driver._wanted, driver._required = features | ring, required
-            driver._wait_device(deadline)
-            driver._initialise(deadline)
+            driver._start(deadline)
         except BaseException:
             driver.close()
             raise
@@ -100,6 +99,18 @@ class DriverRole(Endpoint):
         raise NotImplementedError
 
     # -- life ----------------------------------------------------------------------------------------------------------
+
+    def _start(self, deadline: Deadline, control: Deadline | None = None) -> None:
+        """Wait for the device and initialise it, until `control`; wait for the next one, if it ends meanwhile."""
+        while True:
+            self._wait_device(deadline)
+            try:
+                self._initialise(control or deadline)
+            except InvalidState:
+                if self._closed or not self.peer_gone:
+                    raise
+            else:
+                return
 
     def _wait_device(self, deadline: Deadline) -> None:
         self.hear()
@@ -153,8 +164,7 @@ class DriverRole(Endpoint):
         self._check_usable()
         self._halt()
         self._reset_device(deadline)
-        self._wait_device(deadline)
-        self._initialise(deadline)
+        self._start(deadline)
 
     def _reset_device(self, deadline: Deadline) -> None:
         """Reset the device, and take everything back."""

@@ -206,10 +206,12 @@ class Endpoint:
         return int(self._ask({"type": "status", "value": value}, deadline)[0]["value"])
 
     def hear(self) -> None:
-        """Take in what the coordinator has sent meanwhile, without waiting. Raises RegionShrunk.
+        """Take in what the coordinator has sent meanwhile, without waiting. Raises RegionShrunk, ForkedHandle.
 
         Called after every sleep, before the rings are looked at again.
         """
+        if os.getpid() != self._pid:
+            self._check_usable()  # what a child takes in, its parent would never hear
         if not self._is_whole():
             raise RegionShrunk(
                 f"somebody cut region {self.region!r} from {len(self._mapping)} to {self._mapping.size()} bytes, so it "
