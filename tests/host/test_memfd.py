@@ -210,7 +210,7 @@ def test_what_a_killed_coordinator_left_is_stale_and_swept(sealed):
     assert look_at(sealed.name).condition is Condition.STALE
     with pytest.raises(CoordinatorGone, match="vqshm clean"):
         Driver.attach(sealed.name)
-    assert sealed.name in sweep()
+    sweep()  # or somebody else did, who runs tests beside us
     assert traces(sealed.name) == []
 
 
@@ -266,7 +266,7 @@ def test_a_sealed_region_whose_maker_was_killed_half_way_is_never_attached_to_an
                 attach(name)
         assert look_at(name).condition is condition
         maker.kill()
-    assert name in sweep()
+    sweep()
     assert traces(name) == []
 
 
