@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-for name in ("explorer", "memory_models", "scenarios", "fan_scenarios", "mutants"):
+for name in ("explorer", "memory_models", "scenarios", "fan_scenarios", "death_scenarios", "mutants"):
     if f"vqshm_{name}" not in sys.modules:
         spec = importlib.util.spec_from_file_location(f"vqshm_{name}", Path(__file__).with_name(f"{name}.py"))
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vqshm_death_scenarios import resumption
 from vqshm_fan_scenarios import fan_in, fan_out
 from vqshm_scenarios import ReceiverKeeper, exchange, lane
 
@@ -19,6 +20,7 @@ from vqshm.lane.outlet import Outlet
 from vqshm.message.fan import Fanin, Fanout
 from vqshm.notify.wait import Block
 from vqshm.ring import split_device, split_driver
+from vqshm.ring.inflight import Inflight
 from vqshm.ring.split_device import DeviceQueue
 from vqshm.ring.split_driver import DriverQueue
 
@@ -60,6 +62,8 @@ wrapping = partial(exchange, 2, start=0xFFFF, batch=2, lazy=True)
 full = partial(lane, 3, held=1, room=1)
 many = partial(lane, 3, many=True)
 
+dying = partial(resumption, 2, 4, batch=2, lazy=True, together=True)
+
 FENCE = (("atomic.fence()", "pass"),)
 ARM_BLINDLY = (("return self.used() >= after", "return False"),)
 ARM_LATE = (
@@ -77,6 +81,7 @@ EQUALITY = ((ASK, "new == (event + 1) & 0xFFFF"),)
 PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)"
 SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
 FILL = "last = self._fill_chain(readable, writable)"
+CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
 ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
 HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
 LOOK_FIRST = "if self.last_used == self._used_seen and self.used() == 0:"
@@ -224,7 +229,7 @@ MUTANTS = [
         Fanout,
         "flush",
         (("not sum(", "not any("),),
-        partial(fan_out, 2),
+        partial(fan_out, 1, mode="broadcast"),
         "sc",
         {"preemptions": 1},
     ),
@@ -233,7 +238,7 @@ MUTANTS = [
         Fanout,
         "_sleep_until",
         (("for lane in lanes])", "for lane in lanes[:1]])"),),
-        partial(fan_out, 2, event_idx=False),
+        partial(fan_out, 1, mode="broadcast", event_idx=False),
         "sc",
         {"preemptions": 1},
     ),
@@ -254,6 +259,34 @@ MUTANTS = [
         partial(fan_in, event_idx=False),
         "sc",
         {"preemptions": 1},
+    ),
+    # those who die
+    Mutant(
+        "in-flight: the mark is never set",
+        Inflight,
+        "take",
+        (("atomic.store_u16(self._area, at, 1)", "pass"),),
+        dying,
+        "sc",
+    ),
+    Mutant(
+        "in-flight: marks are cleared before used.idx",
+        Inflight,
+        "give",
+        ((CLEAR, f"{CLEAR}\n        atomic.store_u16(self._area, _ENTRIES + 16 * head, 0)"),),
+        dying,
+        "sc",
+    ),
+    Mutant(
+        "in-flight: a successor does not settle", Inflight, "_last_batch", (("return batch", "return []"),), dying, "sc"
+    ),
+    Mutant(
+        "in-flight: batches are not linked",
+        Inflight,
+        "give",
+        (("+ _NEXT, self._last)", "+ _NEXT, head)"),),
+        dying,
+        "sc",
     ),
     # what release and acquire are for (x86 does it unasked)
     Mutant("driver: idx without release", DriverQueue, "publish", (("store_u16", "put_u16"),), exchange, "c11"),

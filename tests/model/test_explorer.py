@@ -7,6 +7,7 @@ in a ring of two or four. `tools/explore.py` runs larger ones.
 from __future__ import annotations
 
 import pytest
+from vqshm_death_scenarios import resumption
 from vqshm_explorer import Explorer, Scenario, Violation
 from vqshm_fan_scenarios import fan_in, fan_out
 from vqshm_memory_models import MODELS
@@ -102,19 +103,31 @@ def test_nor_on_a_processor_that_orders_no_more_than_c11_promises(scenario):
     ("scenario", "preemptions"),
     [
         (fan_in(1), 1),
-        (fan_out(2), 1),
         (fan_out(1, mode="broadcast"), 1),
         slow(fan_in(2), 1),
         slow(fan_in(1), 2),
-        slow(fan_out(3), 1),
         slow(fan_out(2, mode="broadcast"), 1),
-        slow(fan_out(2, event_idx=False), 1),
     ],
     ids=str,
 )
 def test_those_who_wait_for_several_lanes_miss_none_of_them(scenario, preemptions):
     """Three sides; stores are seen at once here, as the ring's own fences are tried above."""
     assert explore(scenario, "sc", preemptions=preemptions).orders > 100
+
+
+@pytest.mark.parametrize(
+    ("scenario", "model"),
+    [
+        (resumption(1), "tso"),
+        (resumption(2, 4, batch=2, lazy=True, together=True), "sc"),
+        slow(resumption(2), "sc"),
+        slow(resumption(2, 4, batch=2, lazy=True, together=True), "tso"),
+        slow(resumption(2, 2, kills=2), "sc"),
+    ],
+    ids=str,
+)
+def test_a_device_killed_at_any_step_loses_and_doubles_nothing(scenario, model):
+    assert explore(scenario, model).orders > 1e9
 
 
 # -- mutants -----------------------------------------------------------------------------------------------------------
