@@ -183,20 +183,6 @@ MUTANTS = [
     ),
     # who owns what
     Mutant(
-        "driver: a chain of two is freed as one",
-        DriverQueue,
-        "_release",
-        (("self.num_free += self._parts[head]", "self.num_free += 1"),),
-        partial(exchange, pairs=True),
-    ),
-    Mutant(
-        "driver: the free list loses what comes back late",
-        DriverQueue,
-        "_release",
-        (("self._link[self._last[head]] = self._free", "self._link[self._last[head]] = 0"),),
-        partial(exchange, 2, 4, batch=2, lazy=True),
-    ),
-    Mutant(
         "inlet: gives back, then copies",
         Inlet,
         "_receive",
