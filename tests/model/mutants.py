@@ -82,9 +82,7 @@ PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mas
 SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
 FILL = "last = self._fill_chain(readable, writable)"
 CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
-ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
 HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
-LOOK_FIRST = "if self.last_used == self._used_seen and self.used() == 0:"
 
 MUTANTS = [
     # C02: without a fence
@@ -144,19 +142,6 @@ MUTANTS = [
         "_return",
         (("used = self._used\n", "used = self._used; atomic.store_u16(used, _IDX, (self.next_used + 1) & 0xFFFF)\n"),),
         exchange,
-    ),
-    Mutant(
-        "driver: element before idx",
-        DriverQueue,
-        "reap_head",
-        (
-            (
-                LOOK_FIRST,
-                f"early = {ELEMENT}\n    {LOOK_FIRST}",
-            ),
-            ("head = atomic.get_u32(used, offset)", "head = early"),
-        ),
-        partial(exchange, lazy=True),
     ),
     Mutant(
         "device: head before idx",
