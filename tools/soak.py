@@ -230,7 +230,7 @@ def race_in(mode: str, rounds: int, patience: float, order: dict[str, Any]) -> d
         spent = 0.0
         with working(sides) as workers:
             try:
-                for spent in follow(workers, "races", rounds, patience):  # noqa: B007 - the last one counts
+                for spent in follow(workers, "rounds", rounds, patience):  # noqa: B007 - the last one counts
                     pass
             except Stalled as stalled:
                 with mmap.mmap(memory, races.WORDS) as shared:

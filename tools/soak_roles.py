@@ -181,7 +181,7 @@ def race(reporter: Reporter, order: dict[str, Any]) -> None:
     turn = TURN if core.kind() == "compiled" else TURN // 50
     done = 0
     while True:
-        facts = {"races": done, "slept": racer.slept, "notified": racer.notified, "both": racer.both}
+        facts = {"rounds": done, "slept": racer.slept, "notified": racer.notified, "both": racer.both}
         if done == order["rounds"]:
             reporter.say(**facts, done=True)
             return
