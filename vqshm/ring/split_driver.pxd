@@ -39,12 +39,16 @@ cdef class DriverQueue(Half):
     cpdef int used(self) except -1
     @cython.locals(head=int)
     cpdef object reap(self)
-    @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long", used=atomic.Region)
     cpdef int peek_head(self) except -2
+    @cython.final
+    @cython.locals(offset=int, head="long long", written="long long", capacity="unsigned long long", used=atomic.Region)
+    cdef inline int _peek(self) except -2
     @cython.final
     @cython.locals(head=int)
     cdef int reap_head(self) except -2
     cpdef int accept(self, int head) except -1
+    @cython.final
+    cdef inline int _accept(self, int head) except -1
     @cython.locals(added="long long", event=int)
     cpdef bint needs_kick(self) except -1
     @cython.final

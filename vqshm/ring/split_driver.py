@@ -318,13 +318,17 @@ class DriverQueue(Half):
 
     def reap_head(self) -> int:
         """As `reap`: the token, with the bytes written in `written`; -1 if there is none."""
-        head = self.peek_head()
+        head = self._peek()
         if head >= 0:
-            self.accept(head)
+            self._accept(head)
         return head
 
     def peek_head(self) -> int:
         """As `reap_head`, but the chain stays in flight, and is returned again, until it is accepted."""
+        return self._peek()
+
+    def _peek(self) -> int:
+        """As `peek_head`."""
         if self._torn:
             self._mend()
         if self.broken is not None:
@@ -358,6 +362,10 @@ class DriverQueue(Half):
         """
         if head < 0 or head >= self.size or self._capacity[head] == 0:
             raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
+        self._accept(head)
+
+    def _accept(self, head: int) -> None:
+        """As `accept`, for a head that is in flight."""
         self._torn = _ACCEPTING
         self._capacity[head] = 0  # from now on it is not in flight
         self._link[self._last[head]] = self._free
