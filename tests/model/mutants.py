@@ -140,17 +140,17 @@ MUTANTS = [
         "device: idx before element",
         DeviceQueue,
         "_return",
-        (("used = self._used\n", "used = self._used; atomic.store_u16(used, _IDX, (self.next_used + 1) & 0xFFFF)\n"),),
+        ((GIVE, f"{GIVE}; atomic.store_u16(self._used, _IDX, (self.next_used + 1) & 0xFFFF)"),),
         exchange,
     ),
     Mutant(
         "device: head before idx",
         DeviceQueue,
-        "pop_head",
+        "_pop_head",
         (
             (
-                "if self.strict:",
-                f"early = {HEAD}\n    if True:",
+                "if self.strict and",
+                f"early = {HEAD}\n    if self.strict and",
             ),
             ("return self._take()", "self._take(); return early"),
         ),
@@ -261,8 +261,8 @@ MUTANTS = [
     ),
     # what release and acquire are for (x86 does it unasked)
     Mutant("driver: idx without release", DriverQueue, "publish", (("store_u16", "put_u16"),), exchange, "c11"),
-    Mutant("device: idx without release", DeviceQueue, "publish_used", (("store_u16", "put_u16"),), exchange, "c11"),
-    Mutant("driver: idx without acquire", DriverQueue, "used", (("load_u16", "get_u16"),), exchange, "c11"),
+    Mutant("device: idx without release", DeviceQueue, "_publish", (("store_u16", "put_u16"),), exchange, "c11"),
+    Mutant("driver: idx without acquire", DriverQueue, "_look_used", (("load_u16", "get_u16"),), exchange, "c11"),
     Mutant("device: idx without acquire", DeviceQueue, "_look", (("load_u16", "get_u16"),), exchange, "c11"),
     Mutant(
         "outlet: idx without release",

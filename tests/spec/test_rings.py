@@ -231,8 +231,8 @@ def test_the_compiled_seam_makes_stores_release_and_the_fence_a_full_one():
     assert re.search(r"vq_fence\(void\) *\{ *__atomic_thread_fence\(__ATOMIC_SEQ_CST\);", header)
     assert re.search(r"inline int fence\(\)[^:]*:\n    vq_fence\(\)\n", inlined)
     for name in ("store_u16", "load_u16"):
-        body = re.search(rf"inline int {name}\(.*?\n\n", inlined, re.DOTALL).group()
-        assert f"vq_{name}(region.base + offset" in body
+        body = re.search(rf"inline \w+ {name}\(.*?\n\n", inlined, re.DOTALL).group()
+        assert f"vq_{name}(span.base + offset" in body
 
 
 def test_the_interpreted_seam_knows_where_its_order_holds():

@@ -30,7 +30,7 @@ def serve_chains(queues: list[DeviceQueue], rings: list[Region], rounds: int) ->
         for place in range(len(queues)):
             queue = queues[place]
             ring = rings[place]
-            atomic.store_u16(ring, _IDX, (queue.next_avail + queue.size) & 0xFFFF)
+            atomic.store_u16(atomic.span_of(ring), _IDX, (queue.next_avail + queue.size) & 0xFFFF)
             total += serve_available(queue)
     return total
 
@@ -38,15 +38,14 @@ def serve_chains(queues: list[DeviceQueue], rings: list[Region], rounds: int) ->
 def serve_available(queue: DeviceQueue) -> int:
     """Serve the chains that are there; the sum of the bytes that were walked."""
     total = 0
-    walk = queue._walk  # noqa: SLF001 - the walk in C, without the chain object around it
-    head = queue.pop_head()
+    head = queue.pop_single()
     while head >= 0:
-        walk.start(queue._desc, queue.size, head)  # noqa: SLF001 - likewise
-        while walk.step():
-            total += walk.len
+        if not queue.single:
+            raise ValueError("a chain of one buffer was to be served")
+        total += queue.length
         queue.add_used(head, 0)
         queue.needs_notification()
-        head = queue.pop_head()
+        head = queue.pop_single()
     return total
 
 
@@ -59,11 +58,11 @@ def bounce(word: Region, first: int, count: int, patience: int) -> int:
     done = 0
     while done < count:
         looks = patience
-        while atomic.load_u64(word, 0) != want:
+        while atomic.load_u64(atomic.span_of(word), 0) != want:
             looks -= 1
             if looks <= 0:
                 return done
-        atomic.store_u64(word, 0, want + 1)
+        atomic.store_u64(atomic.span_of(word), 0, want + 1)
         want += 2
         done += 1
     return done

@@ -106,7 +106,7 @@ class Racer:
             self._pause(self._lead + self._random() % self._spread)
             before = self.slept
             while not queue.enable_notification(1):
-                self._sleep(queue._used, queue.last_used)  # noqa: SLF001 - the ring, for a look in C
+                self._sleep(atomic.region_of(queue._used), queue.last_used)  # noqa: SLF001 - the ring, for a look in C
             self._aim(self.slept != before)
             if queue.reap_head() < 0:
                 self._complain("nothing came back")
@@ -121,7 +121,7 @@ class Racer:
             self._pause(self._lead + self._random() % self._spread)
             before = self.slept
             while not queue.enable_notification():
-                self._sleep(queue._avail, queue.next_avail)  # noqa: SLF001 - likewise
+                self._sleep(atomic.region_of(queue._avail), queue.next_avail)  # noqa: SLF001 - likewise
             self._aim(self.slept != before)
             head = queue.pop_head()
             if head < 0:
@@ -137,12 +137,12 @@ class Racer:
 
     def _begin(self) -> None:
         self.round += 1
-        atomic.store_u64(self._words, self._own + _ROUND, self.round)
+        atomic.store_u64(atomic.span_of(self._words), self._own + _ROUND, self.round)
 
     def _tell(self, notify: bool) -> bool:  # noqa: FBT001 - the arguments of a C function are positional
         """Notify the other side, if that was the answer; if not, whether it is in no need of it any more."""
         if not notify:
-            return atomic.load_u64(self._words, self._other + _TAKEN) >= self.round
+            return atomic.load_u64(atomic.span_of(self._words), self._other + _TAKEN) >= self.round
         self.notified += 1
         os.eventfd_write(self._bell, 1)
         return True
@@ -150,15 +150,15 @@ class Racer:
     def _sleep(self, ring: Region, old: int) -> None:
         """Sleep until the other side notifies; it may have done so in an earlier round."""
         place = self._own + _SLEPT + 8 * (self.round & 1)
-        if atomic.load_u64(self._words, place) != self.round:
-            atomic.store_u64(self._words, place, self.round)
+        if atomic.load_u64(atomic.span_of(self._words), place) != self.round:
+            atomic.store_u64(atomic.span_of(self._words), place, self.round)
             self.slept += 1
         if self._random() % _BLOCK_AT_ONCE == 0 or not spin.until_changed(ring, _IDX, old, _LOOK):
             os.eventfd_read(self._ear)
 
     def _aim(self, slept: bool) -> None:  # noqa: FBT001 - likewise
         """There is work. Arm later next time if this was too early to find it, else earlier: so both often meet."""
-        atomic.store_u64(self._words, self._own + _TAKEN, self.round)
+        atomic.store_u64(atomic.span_of(self._words), self._own + _TAKEN, self.round)
         if slept:
             self._lead = min(self._lead + _STEP, _MOST_LEAD)
         elif self._lead >= _STEP:
@@ -166,7 +166,7 @@ class Racer:
 
     def _judge(self, number: int, notify: bool, excused: bool) -> None:  # noqa: FBT001 - likewise
         """Judge a round that is over for the other side: whether it slept, and nobody notified it."""
-        slept = atomic.load_u64(self._words, self._other + _SLEPT + 8 * (number & 1)) == number
+        slept = atomic.load_u64(atomic.span_of(self._words), self._other + _SLEPT + 8 * (number & 1)) == number
         if slept and not excused:
             self._complain(f"the other side slept in round {number}, and was not notified")
         if notify and not slept:
@@ -186,7 +186,7 @@ class Racer:
 
     def _pause(self, looks: int) -> None:
         while looks > 0:
-            atomic.load_u64(self._private, 0)
+            atomic.load_u64(atomic.span_of(self._private), 0)
             looks -= 1
 
 
@@ -194,7 +194,7 @@ def where(words: Region) -> str:
     """Where both sides stand, for whoever sees that they do not move."""
     parts = []
     for name, own in (("driver", DRIVER), ("device", DEVICE)):
-        number = atomic.load_u64(words, own + _ROUND)
-        slept = atomic.load_u64(words, own + _SLEPT + 8 * (number & 1)) == number
+        number = atomic.load_u64(atomic.span_of(words), own + _ROUND)
+        slept = atomic.load_u64(atomic.span_of(words), own + _SLEPT + 8 * (number & 1)) == number
         parts.append(f"the {name} is in round {number} and {'sleeps' if slept else 'does not sleep'}")
     return ", ".join(parts)

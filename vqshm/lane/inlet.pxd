@@ -9,7 +9,6 @@ from vqshm.ring.chain cimport DescriptorChain
 from vqshm.ring.split_device cimport DeviceQueue
 
 cdef int _IDX, _SHOW_EVERY, _HELD_MESSAGES, _HELD_BYTES
-cdef unsigned long long _LENGTH
 
 
 @cython.final
@@ -21,8 +20,6 @@ cdef class Inlet(DeviceQueue):
     cdef readonly int epoch, lent
     cdef public long long messages, bytes_in, calls, calls_suppressed, waits
     cdef long long _shown
-    cdef unsigned long long _low, _high
-    cdef atomic.Region _window
     cdef int _held, _most_held
     cdef long long _held_bytes, _most_held_bytes
     cdef bint _waiting
@@ -32,14 +29,12 @@ cdef class Inlet(DeviceQueue):
     cpdef bytes recv(self, object timeout=*)
     @cython.locals(count=int, messages=list, enough="long long")
     cpdef list recv_many(self, Py_ssize_t limit, object timeout=*)
-    @cython.locals(loan=Loan, head=int, desc=atomic.Region, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
+    @cython.locals(loan=Loan, head=int, length="unsigned long long")
     cpdef Loan recv_view(self, object timeout=*)
 
-    @cython.locals(head=int, desc=atomic.Region, addr="unsigned long long", rest="unsigned long long", length="unsigned long long", data=bytes)
+    @cython.locals(head=int, length="unsigned long long", data=bytes)
     cdef inline bytes _receive(self)
     cdef bytes _receive_chain(self, int head)
-    cdef inline bint _inside(self, unsigned long long addr, unsigned long long length) except -1
-    cdef bint _find(self, unsigned long long addr, unsigned long long length) except -1
     cdef Lent _lend_chain(self, DescriptorChain chain)
     cdef inline int _give_back(self, int head, Py_ssize_t written, long long length) except -1
     cpdef tell(self)

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vqshm.ring.layout import SplitLayout
 
 _IDX = ring_layout.IDX
-_LENGTH = 0xFFFFFFFF  # the length in the second half of a descriptor
 _SHOW_EVERY = 4096  # messages
 _HELD_MESSAGES = 16  # given back without telling the driver, at most
 _HELD_BYTES = 1 << 14  # likewise
@@ -76,15 +75,12 @@ class Inlet(DeviceQueue):
     __slots__ = (
         "_held",
         "_held_bytes",
-        "_high",
         "_layout",
-        "_low",
         "_most_held",
         "_most_held_bytes",
         "_orphans",
         "_shown",
         "_waiting",
-        "_window",
         "bell",
         "bytes_in",
         "calls",
@@ -115,8 +111,6 @@ class Inlet(DeviceQueue):
         self.limit = limit
         self._most_held_bytes = min(_HELD_BYTES, area_bytes >> 3)
         self._layout = layout
-        self._low = self._high = 0  # bounds of the guest region last seen, and the window over it
-        self._window = atomic.Region(b"")
         self._most_held = max(1, min(_HELD_MESSAGES, layout.size >> 2))
         self._waiting = False  # somebody does
         self._held = self._held_bytes = 0  # given back since the driver was last told
@@ -181,7 +175,7 @@ class Inlet(DeviceQueue):
         A message that lies in several buffers is copied into one. Its sender may still change what is looked at.
         """
         self._await_message(timeout)
-        head = self._take()
+        head = self.pop_single()
         loan = Loan.__new__(Loan)
         loan._inlet = None
         loan._head = head
@@ -189,12 +183,9 @@ class Inlet(DeviceQueue):
         loan._chain = None
         loan._view = None
         loan._written = 0
-        desc = self._desc
-        addr = atomic.get_u64(desc, 16 * head)
-        rest = atomic.get_u64(desc, 16 * head + 8)
-        length = rest & _LENGTH
-        if (rest >> 32) & 7 == 0 and length <= self.limit and self._inside(addr, length):
-            loan._lent = new_lent(self._window, addr - self._low, length, readonly=True)
+        if self.single and not self.writable:
+            length = self.length
+            loan._lent = new_lent(self._window, self.addr - self._low, length, readonly=True)
         else:
             loan._chain = self.chain(head)
             length = loan._chain.readable_bytes
@@ -221,15 +212,11 @@ class Inlet(DeviceQueue):
 
     def _receive(self) -> bytes:
         """Take a message, which is there, as bytes, and give it back."""
-        head = self._take()
-        desc = self._desc
-        addr = atomic.get_u64(desc, 16 * head)
-        rest = atomic.get_u64(desc, 16 * head + 8)
-        length = rest & _LENGTH
-        if (rest >> 32) & 7 == 0 and length <= self.limit and self._inside(addr, length):
-            data = atomic.copy(self._window, addr - self._low, length)
-        else:
+        head = self.pop_single()
+        if not self.single or self.writable:
             return self._receive_chain(head)
+        length = self.length
+        data = atomic.copy(self._bytes, self.addr - self._low, length)
         self.messages += 1
         self.bytes_in += length
         self._give_back(head, 0, length)
@@ -246,25 +233,10 @@ class Inlet(DeviceQueue):
             self.tell()  # somebody waits for this one, if only for an empty answer
         return data
 
-    def _inside(self, addr: int, length: int) -> bool:
-        """Whether a buffer lies in one region of guest memory; `_window` and `_low` are that region's then."""
-        if self._low <= addr < self._high and length <= self._high - addr:
-            return True
-        return self._find(addr, length)
-
-    def _find(self, addr: int, length: int) -> bool:
-        region = self.memory.find_region(addr)
-        if region is None or length > region.end - addr:
-            return False
-        self._low = region.start
-        self._high = region.end
-        self._window = region.window
-        return True
-
     def _lend_chain(self, chain: DescriptorChain) -> Lent:
         """The message of a chain: in place if it is one piece, else a copy."""
         pieces = [d for d in chain.readable() if d.len]
-        if len(pieces) == 1 and self._inside(pieces[0].addr, pieces[0].len):
+        if len(pieces) == 1 and self._find(pieces[0].addr, pieces[0].len):
             return new_lent(self._window, pieces[0].addr - self._low, pieces[0].len, readonly=True)
         copy = bytearray(chain.reader().read())
         return new_lent(atomic.Region(copy), 0, len(copy), readonly=True)
@@ -327,8 +299,8 @@ class Inlet(DeviceQueue):
     def _write_reply(self, chain: DescriptorChain, data: Any, count: int) -> None:
         """Store the reply in the device-writable part of a chain, which has room for it."""
         pieces = [d for d in chain.writable() if d.len]
-        if len(pieces) == 1 and self._inside(pieces[0].addr, pieces[0].len):
-            atomic.fill(self._window, pieces[0].addr - self._low, data, count)
+        if len(pieces) == 1 and self._find(pieces[0].addr, pieces[0].len):
+            atomic.fill(self._bytes, pieces[0].addr - self._low, data, count)
         else:
             chain.writer().write_all(data)
 
@@ -354,7 +326,7 @@ class Inlet(DeviceQueue):
     def _wait_long(self, timeout: float | None) -> None:
         if self.ready and (timeout is None or timeout > 0):
             self.tell()
-            if self.pace.look(self._avail, _IDX, self.next_avail) and self._look() > 0:
+            if self.pace.look(atomic.region_of(self._avail), _IDX, self.next_avail) and self._look() > 0:
                 return
         deadline = Deadline(timeout)
         while True:

@@ -23,6 +23,7 @@ cdef class Outlet(DriverQueue):
     cdef int _unshown
     cdef unsigned long long _base
     cdef atomic.Region _window
+    cdef atomic.Span _bytes
     cdef unsigned short[::1] _slot
     cdef dict _answers
     cdef list _orphans

@@ -78,6 +78,7 @@ class Outlet(DriverQueue):
     __slots__ = (
         "_answers",
         "_base",
+        "_bytes",
         "_orphans",
         "_slot",
         "_unshown",
@@ -112,6 +113,7 @@ class Outlet(DriverQueue):
         super().__init__(memory, layout, event_idx=event_idx, name=name)
         self._base, count = area
         self._window = Region(memory.view(self._base, count))
+        self._bytes = atomic.span_of(self._window)
         self.arena = Arena(min(count, _LARGEST), layout.size)
         self._slot = array("H", bytes(2 * layout.size))  # per head in flight: its slot in the arena
         self._answers: dict[int, int] = {}  # per head of a call: bytes of its answer, or a state
@@ -230,7 +232,7 @@ class Outlet(DriverQueue):
             raise
         self.calls -= 1
         del self._answers[head]
-        reply = atomic.copy(self._window, offset + start, written)
+        reply = atomic.copy(self._bytes, offset + start, written)
         self.arena.give(slot)
         return reply
 
@@ -282,7 +284,7 @@ class Outlet(DriverQueue):
         if type(data) is bytes:
             count = atomic.count_of(data)
             offset = self._room(count, timeout)
-            atomic.fill(self._window, offset, data, count)  # cannot fail, so nothing is to be undone
+            atomic.fill(self._bytes, offset, data, count)  # cannot fail, so nothing is to be undone
             self._offer_message(offset, count, self.arena.slot)
         elif isinstance(data, (list, tuple)):
             self._gather(data, timeout)
@@ -302,7 +304,7 @@ class Outlet(DriverQueue):
         slot = self.arena.slot
         try:
             for piece, count in zip(pieces, counts, strict=True):
-                atomic.fill(self._window, offset, piece, count)
+                atomic.fill(self._bytes, offset, piece, count)
                 offset += count
         except BaseException:
             self.arena.give(slot)
@@ -463,7 +465,7 @@ class Outlet(DriverQueue):
 
     def _look(self) -> bool:
         """Look for a while whether the device gives something back."""
-        return self.pace.look(self._used, _IDX, self.last_used)
+        return self.pace.look(atomic.region_of(self._used), _IDX, self.last_used)
 
     def holds(self) -> str:
         """Who holds what: for the message of a deadline."""

@@ -16,7 +16,7 @@ the arena empty starts at its beginning, so a queue that is kept short stays in 
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import Final, NoReturn
 
 from vqshm.errors import InvalidState
 from vqshm.memory.pool import GRAIN
@@ -66,16 +66,27 @@ class Arena:
         self.free -= used
         return offset
 
-    def give(self, slot: int) -> None:
-        """Give the message of a slot back. Raises InvalidState if it is not out."""
+    def give(self, slot: int) -> int:
+        """Give the message of a slot back; how many are still out. Raises InvalidState if it is not out."""
         if self.out == 0 or slot < 0 or slot > self._mask or self._taken[slot] <= 0:
-            raise InvalidState(f"no message is out in slot {slot}", slot=slot)
-        self._taken[slot] = -self._taken[slot]
-        while self.out > 0 and self._taken[self._oldest] < 0:
-            self.free -= self._taken[self._oldest]
-            self._taken[self._oldest] = 0
-            self._oldest = (self._oldest + 1) & self._mask
+            self._refuse_slot(slot)
+        if slot != self._oldest:
+            self._taken[slot] = -self._taken[slot]
+            return self.out
+        size = self._taken[slot]
+        while True:  # those that came back before the oldest one follow it
+            self._taken[slot] = 0
+            self.free += size
             self.out -= 1
+            slot = (slot + 1) & self._mask
+            size = -self._taken[slot]
+            if size <= 0 or self.out == 0:
+                break
+        self._oldest = slot
+        return self.out
+
+    def _refuse_slot(self, slot: int) -> NoReturn:
+        raise InvalidState(f"no message is out in slot {slot}", slot=slot)
 
     def oldest(self) -> tuple[int, int]:
         """(slot, bytes) of the oldest message that is out; (-1, 0) if none is."""

@@ -30,6 +30,8 @@ VQ_ORDERED(32)
 VQ_ORDERED(64)
 #undef VQ_ORDERED
 
+#define VQ_LIKELY(condition) __builtin_expect(!!(condition), 1)
+
 static inline void vq_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 #endif

@@ -124,6 +124,19 @@ class Region:
         return Region(self.view(offset, count))
 
 
+Span = Region  # compiled, the bare addresses of one: whoever keeps a Span keeps the Region, too
+
+
+def span_of(region: Region) -> Span:
+    """The form in which the functions below, called from compiled modules, take a window."""
+    return region
+
+
+def region_of(span: Span) -> Region:
+    """The window of a span."""
+    return span
+
+
 def count_of(data: Any) -> int:
     """Bytes of any contiguous buffer. Raises TypeError for what is none, ValueError where it is not contiguous."""
     if type(data) is bytes:

@@ -4,6 +4,8 @@ import sys
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from libc.string cimport memcpy
 
 from vqshm.errors import GuestMemory, ReadOnlyMemory
@@ -38,7 +40,13 @@ cdef class Region:
             raise ValueError(f"window [{offset}, {offset}+{length}) does not lie in a buffer of {total} bytes")
         self.base = <unsigned char*>self._hold.buffer.buf + start
         self.size = length
-        self._writable_size = 0 if self.readonly else length
+        self.span.region = <PyObject*>self
+        if not self.readonly:
+            self.span.base = self.base
+            self.span.size = length
+            self.span.end16 = max(0, length - 1)
+            self.span.end32 = max(0, length - 3)
+            self.span.end64 = max(0, length - 7)
         self.beyond = beyond
 
     def __dealloc__(self):
@@ -51,10 +59,10 @@ cdef class Region:
         return 16 if address == 0 else min(address & -address, 4096)
 
     def read(self, Py_ssize_t offset, Py_ssize_t count):
-        return copy(self, offset, count)
+        return copy(self.span, offset, count)
 
     def write(self, Py_ssize_t offset, data):
-        fill(self, offset, data, count_of(data))
+        fill(self.span, offset, data, count_of(data))
 
     def view(self, Py_ssize_t offset, Py_ssize_t count):
         if offset < 0 or count < 0 or offset > self.size or count > self.size - offset:
@@ -78,8 +86,9 @@ cdef Py_ssize_t slow_count(object data) except -1:
     return count
 
 
-cdef int slow_fill(Region region, Py_ssize_t offset, object data, Py_ssize_t count) except -1:
+cdef int slow_fill(PyObject* window, Py_ssize_t offset, object data, Py_ssize_t count) except -1:
     cdef Py_buffer source
+    cdef Region region = window_of(window)
     if region.readonly:
         raise read_only()
     if offset < 0 or count < 0 or offset > region.size or count > region.size - offset:
@@ -94,12 +103,15 @@ cdef int slow_fill(Region region, Py_ssize_t offset, object data, Py_ssize_t cou
     return 0
 
 
+cdef bytes slow_copy(PyObject* window, Py_ssize_t offset, Py_ssize_t count):
+    cdef Region region = window_of(window)
+    if count < 0 or offset < 0 or offset > region.size - count:
+        raise outside(region, offset, count)
+    return PyBytes_FromStringAndSize(<char*>region.base + offset, count)
+
+
 def scattered(error):
     return ValueError(f"the bytes must lie in one contiguous piece: {error}")
-
-
-cdef int no_room(Region region, Py_ssize_t offset, Py_ssize_t count) except -1:
-    raise outside(region, offset, count)
 
 
 def resized(now, count):
@@ -114,13 +126,27 @@ def outside(region, offset, count):
     return GuestMemory(f"{count} bytes at offset {offset} do not lie in a window of {region.size} bytes")
 
 
-cdef unsigned long long slow_get(Region region, Py_ssize_t offset, int width, bint ordered) except? 0xFFFFFFFFFFFFFFFF:
+cdef Region window_of(PyObject* window):
+    if window is NULL:
+        raise GuestMemory("there is no window here")
+    return <Region>window
+
+
+cdef unsigned long long slow_get(PyObject* window, Py_ssize_t offset, int width, bint ordered) except? 0xFFFFFFFFFFFFFFFF:
+    cdef Region region = window_of(window)
+    if 0 <= offset <= region.size - width:  # it is read-only
+        if width == 2:
+            return vq_load_u16(region.base + offset) if ordered else vq_get_u16(region.base + offset)
+        if width == 4:
+            return vq_load_u32(region.base + offset) if ordered else vq_get_u32(region.base + offset)
+        return vq_load_u64(region.base + offset) if ordered else vq_get_u64(region.base + offset)
     if region.beyond is None:
         raise outside(region, offset, width)
     return region.beyond.load(offset, width) if ordered else region.beyond.get(offset, width)
 
 
-cdef int slow_put(Region region, Py_ssize_t offset, int width, unsigned long long value, bint ordered) except -1:
+cdef int slow_put(PyObject* window, Py_ssize_t offset, int width, unsigned long long value, bint ordered) except -1:
+    cdef Region region = window_of(window)
     if region.readonly:
         raise read_only()
     if region.beyond is None:
@@ -136,55 +162,59 @@ cdef int slow_put(Region region, Py_ssize_t offset, int width, unsigned long lon
 
 
 def _load_u16(Region region, Py_ssize_t offset):
-    return load_u16(region, offset)
+    return load_u16(region.span, offset)
 
 
 def _load_u32(Region region, Py_ssize_t offset):
-    return load_u32(region, offset)
+    return load_u32(region.span, offset)
 
 
 def _load_u64(Region region, Py_ssize_t offset):
-    return load_u64(region, offset)
+    return load_u64(region.span, offset)
 
 
 def _store_u16(Region region, Py_ssize_t offset, unsigned short value):
-    store_u16(region, offset, value)
+    store_u16(region.span, offset, value)
 
 
 def _store_u32(Region region, Py_ssize_t offset, unsigned int value):
-    store_u32(region, offset, value)
+    store_u32(region.span, offset, value)
 
 
 def _store_u64(Region region, Py_ssize_t offset, unsigned long long value):
-    store_u64(region, offset, value)
+    store_u64(region.span, offset, value)
 
 
 def _get_u16(Region region, Py_ssize_t offset):
-    return get_u16(region, offset)
+    return get_u16(region.span, offset)
 
 
 def _get_u32(Region region, Py_ssize_t offset):
-    return get_u32(region, offset)
+    return get_u32(region.span, offset)
 
 
 def _get_u64(Region region, Py_ssize_t offset):
-    return get_u64(region, offset)
+    return get_u64(region.span, offset)
 
 
 def _put_u16(Region region, Py_ssize_t offset, unsigned short value):
-    put_u16(region, offset, value)
+    put_u16(region.span, offset, value)
 
 
 def _put_u32(Region region, Py_ssize_t offset, unsigned int value):
-    put_u32(region, offset, value)
+    put_u32(region.span, offset, value)
 
 
 def _put_u64(Region region, Py_ssize_t offset, unsigned long long value):
-    put_u64(region, offset, value)
+    put_u64(region.span, offset, value)
 
 
 def _fence():
     vq_fence()
+
+
+def _span_of(Region region):
+    return region
 
 
 def _count_of(data):
@@ -192,15 +222,15 @@ def _count_of(data):
 
 
 def _fill(Region region, Py_ssize_t offset, data, Py_ssize_t count):
-    fill(region, offset, data, count)
+    fill(region.span, offset, data, count)
 
 
 def _copy(Region region, Py_ssize_t offset, Py_ssize_t count):
-    return copy(region, offset, count)
+    return copy(region.span, offset, count)
 
 
 globals().update(
-    fence=_fence, count_of=_count_of, fill=_fill, copy=_copy,
+    fence=_fence, span_of=_span_of, region_of=_span_of, count_of=_count_of, fill=_fill, copy=_copy,
     load_u16=_load_u16, load_u32=_load_u32, load_u64=_load_u64,
     store_u16=_store_u16, store_u32=_store_u32, store_u64=_store_u64,
     get_u16=_get_u16, get_u32=_get_u32, get_u64=_get_u64,

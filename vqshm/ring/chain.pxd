@@ -16,12 +16,13 @@ cdef class Walk:
     cdef readonly int flags
     cdef readonly int next
     cdef readonly unsigned long long writable_bytes
-    cdef atomic.Region _table
+    cdef atomic.Span _table
+    cdef atomic.Region _owner
     cdef int _size, _index, _ttl, _budget
     cdef bint _more, _indirect, _strict, _indirect_allowed
     cdef unsigned long long _total, _low, _high
 
-    @cython.locals(table=atomic.Region, index=int, flags=int, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
+    @cython.locals(index=int, flags=int, addr="unsigned long long", rest="unsigned long long", length="unsigned long long")
     cpdef bint step(self) except -1
     cdef int _enter(self, unsigned long long addr, unsigned long long length, int flags) except -1
     cdef int _check(self, unsigned long long addr, unsigned long long length, int flags) except -1

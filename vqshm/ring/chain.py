@@ -57,6 +57,7 @@ class Walk:
         "_indirect_allowed",
         "_low",
         "_more",
+        "_owner",
         "_size",
         "_strict",
         "_table",
@@ -76,7 +77,8 @@ class Walk:
 
     def start(self, table: Region, size: int, head: int) -> None:
         """Stand before descriptor `head` of a table of `size`."""
-        self._table = table
+        self._owner = table
+        self._table = atomic.span_of(table)
         self._size = size
         self._index = head
         self._ttl = size  # a chain without a loop has at most so many descriptors
@@ -99,9 +101,8 @@ class Walk:
                 raise InvalidDescriptorIndex(
                     f"descriptor index {index} in a table of {self._size}", index=index, limit=self._size
                 )
-            table = self._table
-            addr = atomic.get_u64(table, index * 16)
-            rest = atomic.get_u64(table, index * 16 + 8)
+            addr = atomic.get_u64(self._table, index * 16)
+            rest = atomic.get_u64(self._table, index * 16 + 8)
             length = rest & _LENGTH
             flags = (rest >> 32) & 0xFFFF
             if flags & _INDIRECT:
@@ -140,7 +141,8 @@ class Walk:
             if length == 0:
                 raise InvalidIndirectDescriptorTable("an indirect table of 0 bytes")
             self.memory.check(addr, length)
-        self._table = self.memory.window(addr, length, 8)
+        self._owner = self.memory.window(addr, length, 8)
+        self._table = atomic.span_of(self._owner)
         self._size = length >> 4
         self._index = 0
         self._ttl = self._size
@@ -173,7 +175,7 @@ class Walk:
     def copy(self) -> Walk:
         """A second cursor at the same place."""
         twin = new_walk(self.memory, self._strict, self._indirect_allowed)
-        twin.start(self._table, self._size, self._index)
+        twin.start(self._owner, self._size, self._index)
         twin._ttl = self._ttl
         twin._budget = self._budget
         twin._more = self._more

@@ -14,7 +14,8 @@ cdef class Inflight:
     cdef int _count, _last
     cdef unsigned long long _counter
     cdef unsigned short[::1] _batch
-    cdef atomic.Region _area
+    cdef atomic.Region _window
+    cdef atomic.Span _area
 
     @cython.locals(index=int)
     cpdef begin(self)

@@ -70,11 +70,12 @@ class Inflight:
     Raises GuestMemory, AddressOverflow, RuleError if it does not lie in one piece of memory, aligned to 8 bytes.
     """
 
-    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "size")
+    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "_window", "size")
 
     def __init__(self, memory: Memory, address: int, size: int) -> None:
         self.size = size
-        self._area = memory.window(address, inflight_bytes(size), ALIGN)
+        self._window = memory.window(address, inflight_bytes(size), ALIGN)
+        self._area = atomic.span_of(self._window)
         self._batch = array("H", bytes(2 * size))  # heads returned and not yet settled; our own list is what we believe
         self._count = 0
         self._counter = 0  # of the next chain taken
@@ -84,17 +85,16 @@ class Inflight:
 
     def begin(self) -> None:
         """A new session: nothing is in flight, and both rings stand at 0."""
-        area = self._area
-        atomic.store_u16(area, _VERSION, 0)  # whoever comes while this is half done, begins as well
+        atomic.store_u16(self._area, _VERSION, 0)  # whoever comes while this is half done, begins as well
         for index in range(self.size):
             entry = _ENTRIES + 16 * index
-            atomic.store_u64(area, entry, 0)
-            atomic.store_u64(area, entry + _COUNTER, 0)
-        atomic.store_u64(area, _FEATURES, 0)
-        atomic.store_u16(area, _DESC_NUM, self.size)
-        atomic.store_u16(area, _LAST_BATCH_HEAD, 0)
-        atomic.store_u16(area, _USED_IDX, 0)
-        atomic.store_u16(area, _VERSION, VERSION)
+            atomic.store_u64(self._area, entry, 0)
+            atomic.store_u64(self._area, entry + _COUNTER, 0)
+        atomic.store_u64(self._area, _FEATURES, 0)
+        atomic.store_u16(self._area, _DESC_NUM, self.size)
+        atomic.store_u16(self._area, _LAST_BATCH_HEAD, 0)
+        atomic.store_u16(self._area, _USED_IDX, 0)
+        atomic.store_u16(self._area, _VERSION, VERSION)
         self._count = self._counter = self._last = 0
 
     def resume(self, used_idx: int) -> list[int]:
@@ -102,15 +102,14 @@ class Inflight:
 
         Raises InvalidInflight for an area that no device leaves behind; nothing was changed then.
         """
-        area = self._area
-        version = atomic.load_u16(area, _VERSION)
+        version = atomic.load_u16(self._area, _VERSION)
         if version == 0:
             if used_idx != 0:
                 raise InvalidInflight(f"used.idx is {used_idx}, but the in-flight area says that nobody has begun")
             self.begin()
             return []
-        size = atomic.load_u16(area, _DESC_NUM)
-        if version != VERSION or size != self.size or atomic.load_u64(area, _FEATURES) != 0:
+        size = atomic.load_u16(self._area, _DESC_NUM)
+        if version != VERSION or size != self.size or atomic.load_u64(self._area, _FEATURES) != 0:
             raise InvalidInflight(
                 f"an in-flight area of version {version} for {size} descriptors; this queue wants version {VERSION} "
                 f"for {self.size}",
@@ -120,8 +119,8 @@ class Inflight:
         settled = self._last_batch(used_idx)
         taken = self._marked(settled)
         for head in settled:
-            atomic.store_u16(area, _ENTRIES + 16 * head, 0)
-        atomic.store_u16(area, _USED_IDX, used_idx)
+            atomic.store_u16(self._area, _ENTRIES + 16 * head, 0)
+        atomic.store_u16(self._area, _USED_IDX, used_idx)
         self._count = 0
         self._counter = 0
         for counter, _ in taken:
@@ -130,13 +129,12 @@ class Inflight:
 
     def _last_batch(self, used_idx: int) -> list[int]:
         """The heads of the batch that was published, and perhaps not settled."""
-        area = self._area
-        count = (used_idx - atomic.load_u16(area, _USED_IDX)) & 0xFFFF
+        count = (used_idx - atomic.load_u16(self._area, _USED_IDX)) & 0xFFFF
         if count > self.size:
             raise InvalidInflight(
                 f"a last batch of {count} chains in a queue of {self.size}", index=count, limit=self.size
             )
-        head = self._last = atomic.load_u16(area, _LAST_BATCH_HEAD)
+        head = self._last = atomic.load_u16(self._area, _LAST_BATCH_HEAD)
         batch: list[int] = []
         seen = bytearray(self.size)
         while len(batch) < count:
@@ -146,22 +144,21 @@ class Inflight:
                 raise InvalidInflight(f"the last batch holds head {head} twice", index=head)
             seen[head] = 1
             batch.append(head)
-            head = atomic.load_u16(area, _ENTRIES + 16 * head + _NEXT)
+            head = atomic.load_u16(self._area, _ENTRIES + 16 * head + _NEXT)
         return batch
 
     def _marked(self, settled: list[int]) -> list[tuple[int, int]]:
         """(counter, head) of each chain that is marked, but for the `settled` ones, by counter."""
-        area = self._area
         taken: list[tuple[int, int]] = []
         out = bytearray(self.size)
         for head in settled:
             out[head] = 1
         for head in range(self.size):
-            mark = atomic.load_u16(area, _ENTRIES + 16 * head) & 0xFF  # the rest is padding
+            mark = atomic.load_u16(self._area, _ENTRIES + 16 * head) & 0xFF  # the rest is padding
             if mark > 1:
                 raise InvalidInflight(f"head {head} has the in-flight mark {mark}", index=head)
             if mark and not out[head]:
-                taken.append((atomic.load_u64(area, _ENTRIES + 16 * head + _COUNTER), head))
+                taken.append((atomic.load_u64(self._area, _ENTRIES + 16 * head + _COUNTER), head))
         taken.sort()
         before = -1
         for counter, head in taken:

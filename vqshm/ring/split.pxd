@@ -1,5 +1,7 @@
 # C layout of what both halves of a split queue share; the code is split.py.
 
+import cython
+
 cimport vqshm.memory.atomic as atomic
 
 
@@ -9,5 +11,10 @@ cdef class Half:
     cdef readonly bint event_idx
     cdef readonly object name
     cdef readonly object broken
-    cdef int _mask, _used_event, _avail_event
-    cdef atomic.Region _desc, _avail, _used
+    cdef unsigned int _mask
+    cdef int _used_event, _avail_event
+    cdef atomic.Span _desc, _avail, _used
+    cdef tuple _windows
+
+    @cython.final
+    cdef int _refuse(self) except -1

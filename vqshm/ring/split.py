@@ -24,7 +24,7 @@ The halves are `split_device` and `split_driver`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vqshm.errors import QueueBroken, RuleError, VqshmError, blame_peer
 from vqshm.memory import atomic
@@ -33,8 +33,6 @@ from vqshm.ring import layout as ring_layout
 if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.ring.layout import SplitLayout
-
-_NOTHING = atomic.Region(b"")
 
 
 class Half:
@@ -47,16 +45,13 @@ class Half:
         "_mask",
         "_used",
         "_used_event",
+        "_windows",
         "broken",
         "event_idx",
         "memory",
         "name",
         "size",
     )
-
-    def __cinit__(self) -> None:
-        """Compiled, before anything else: a half that was never initialised has empty windows, which refuse all."""
-        self._desc = self._avail = self._used = _NOTHING
 
     def __init__(self, memory: Memory, layout: SplitLayout, event_idx: bool, name: str) -> None:
         self.name = name
@@ -71,9 +66,13 @@ class Half:
         self.event_idx = event_idx
         self._used_event = ring_layout.used_event_offset(layout.size)  # in the available ring
         self._avail_event = ring_layout.avail_event_offset(layout.size)  # in the used ring
-        self._desc = memory.window(layout.desc_table, ring_layout.desc_table_bytes(layout.size), 16)
-        self._avail = memory.window(layout.avail_ring, ring_layout.avail_ring_bytes(layout.size), 2)
-        self._used = memory.window(layout.used_ring, ring_layout.used_ring_bytes(layout.size), 4)
+        desc = memory.window(layout.desc_table, ring_layout.desc_table_bytes(layout.size), 16)
+        avail = memory.window(layout.avail_ring, ring_layout.avail_ring_bytes(layout.size), 2)
+        used = memory.window(layout.used_ring, ring_layout.used_ring_bytes(layout.size), 4)
+        self._desc = atomic.span_of(desc)
+        self._avail = atomic.span_of(avail)
+        self._used = atomic.span_of(used)
+        self._windows = (desc, avail, used)  # to which a span holds no reference
 
     def avail_idx(self) -> int:
         """The idx field of the available ring, as it stands in memory."""
@@ -90,5 +89,5 @@ class Half:
         self.broken = blame_peer(error)  # never raised itself: a traceback would keep frames, and these the memory
         return blame_peer(error)
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         raise QueueBroken(f"{self.name} stopped at: {self.broken}; reset it to go on", queue=self.name) from self.broken

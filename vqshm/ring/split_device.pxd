@@ -8,13 +8,19 @@ from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
-cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT
+cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _WRITE, _LINKS
+cdef unsigned long long _LENGTH
 
 
 cdef class DeviceQueue(Half):
     cdef readonly bint indirect, strict
     cdef readonly int next_avail, next_used
     cdef public long long limit
+    cdef readonly bint single, writable
+    cdef readonly unsigned long long addr, length
+    cdef unsigned long long _low, _high
+    cdef atomic.Region _window
+    cdef atomic.Span _bytes
     cdef int _avail_seen
     cdef long long _num_added
     cdef unsigned long long[::1] _shadow
@@ -26,12 +32,26 @@ cdef class DeviceQueue(Half):
     cpdef int available(self) except -1
     @cython.final
     @cython.locals(seen=int, count=int)
-    cdef int _look(self) except -1
+    cdef inline int _look(self) except -1
+    @cython.final
+    cdef int _refuse_count(self, int seen, int count) except -1
     cpdef int pop_head(self) except -2
+    @cython.final
+    cdef inline int _pop_head(self) except -2
+    @cython.final
+    @cython.locals(head=int)
+    cdef int pop_single(self) except -2
+    @cython.final
+    @cython.locals(addr="unsigned long long", rest="unsigned long long", length="unsigned long long", flags=int)
+    cdef inline bint _fetch(self, int head) except -1
+    @cython.final
+    cdef bint _find(self, unsigned long long addr, unsigned long long length) except -1
     cpdef seek(self, Py_ssize_t next_avail, Py_ssize_t next_used)
     @cython.final
-    @cython.locals(slot=int, head=int)
-    cdef int _take(self) except -2
+    @cython.locals(slot=Py_ssize_t, head=Py_ssize_t)
+    cdef inline int _take(self) except -2
+    @cython.final
+    cdef int _refuse_head(self, int head, int slot) except -1
     @cython.locals(head=int)
     cpdef DescriptorChain pop(self)
     @cython.locals(chain=DescriptorChain)
@@ -43,11 +63,15 @@ cdef class DeviceQueue(Half):
     cpdef add_used(self, Py_ssize_t head, Py_ssize_t written)  # Py_ssize_t: unlike int, it refuses a float
     cpdef put_used(self, Py_ssize_t head, Py_ssize_t written)
     @cython.final
-    @cython.locals(offset=int, used=atomic.Region)
-    cdef int _return(self, int head, long long written) except -1
+    cdef inline int _put(self, Py_ssize_t head, Py_ssize_t written) except -1
+    @cython.final
+    @cython.locals(offset=Py_ssize_t)
+    cdef inline int _return(self, Py_ssize_t head, long long written) except -1
+    @cython.final
+    cdef int _refuse_used(self, Py_ssize_t head, Py_ssize_t written) except -1
     cpdef publish_used(self)
-    @cython.locals(capacity="unsigned long long")
-    cdef int _check_used(self, Py_ssize_t head, Py_ssize_t written) except -1
+    @cython.final
+    cdef inline int _publish(self) except -1
     @cython.locals(added="long long", event=int)
     cpdef bint needs_notification(self) except -1
     cpdef bint enable_notification(self) except -1

@@ -3,12 +3,15 @@
 
 The way of a chain: `available` (look at avail.idx) → `pop` (take the head, fetch and check the chain) → handled by the
 user → `add_used` → `needs_notification`. The rules that both halves obey stand in `split`.
+
+Most chains are one buffer. For those `pop_single` does what `pop` does, and makes no object. Every chain, however it is
+taken and returned, goes through `_take`, `_return` and `_publish`.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vqshm import spec
 from vqshm.errors import (
@@ -37,6 +40,10 @@ _FLAGS = ring_layout.FLAGS
 _IDX = ring_layout.IDX
 _RING = ring_layout.RING
 _NO_INTERRUPT = spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+_WRITE = spec.VIRTQ_DESC_F_WRITE
+_LINKS = spec.VIRTQ_DESC_F_NEXT | spec.VIRTQ_DESC_F_INDIRECT  # flags of a descriptor that is not all of its chain
+_NOTHING = atomic.Region(b"")
+_LENGTH = 0xFFFFFFFF  # the length in the second half of a descriptor; compiled, a name is faster than the number
 
 
 class DeviceQueue(Half):
@@ -49,17 +56,25 @@ class DeviceQueue(Half):
 
     __slots__ = (
         "_avail_seen",
+        "_bytes",
+        "_high",
         "_inflight",
+        "_low",
         "_num_added",
         "_replays",
         "_shadow",
         "_taken",
         "_walk",
+        "_window",
+        "addr",
         "indirect",
+        "length",
         "limit",
         "next_avail",
         "next_used",
+        "single",
         "strict",
+        "writable",
     )
 
     def __init__(
@@ -84,6 +99,8 @@ class DeviceQueue(Half):
         self.next_used = 0  # position of the next used element, u16
         self._avail_seen = 0  # avail.idx when last looked at
         self._num_added = 0  # used elements since needs_notification was last asked
+        self.single = self.writable = False  # what `pop_single` found
+        self.addr = self.length = 0
         super().__init__(memory, layout, event_idx, name)
 
     def bind(self, memory: Memory, layout: SplitLayout, event_idx: bool) -> None:
@@ -91,6 +108,9 @@ class DeviceQueue(Half):
         super().bind(memory, layout, event_idx)
         self._avail_seen = self.next_avail
         self._walk = new_walk(memory, self.strict, self.indirect)
+        self._low = self._high = 0  # bounds of the guest region in which the last single buffer lay, and the window …
+        self._window = _NOTHING  # … over it
+        self._bytes = atomic.span_of(self._window)
         self._shadow = array("Q", bytes(8 * layout.size))  # per head: 1 + writable bytes while in flight, else 0
         self._taken = array("H", bytes(2 * layout.size))  # the head taken at each position, to undo a pop
 
@@ -107,48 +127,93 @@ class DeviceQueue(Half):
         seen = atomic.load_u16(self._avail, _IDX)
         count = (seen - self.next_avail) & 0xFFFF
         if count > self.size:
-            error = InvalidAvailRingIndex(
-                f"avail.idx {seen} is {count} ahead of position {self.next_avail}, but the queue has {self.size} slots",
-                index=seen,
-                limit=self.size,
-            )
-            raise self._violation(error) if self.strict else error
+            self._refuse_count(seen, count)
         self._avail_seen = seen
         return count
+
+    def _refuse_count(self, seen: int, count: int) -> NoReturn:
+        error = InvalidAvailRingIndex(
+            f"avail.idx {seen} is {count} ahead of position {self.next_avail}, but the queue has {self.size} slots",
+            index=seen,
+            limit=self.size,
+        )
+        raise self._violation(error) if self.strict else error
 
     def pop_head(self) -> int:
         """Take the next available chain: the index of its first descriptor, or -1 if there is none [2.7.13.3].
 
         Raises InvalidAvailRingIndex and, in strict policy, InvalidDescriptorIndex, InvalidChain, QueueBroken.
         """
-        if self.strict:
+        return self._pop_head()
+
+    def _pop_head(self) -> int:
+        """As `pop_head`."""
+        if self.strict and self.next_avail != self._avail_seen:
             if self.broken is not None:
                 self._refuse()
-            if self.next_avail == self._avail_seen and self.available() == 0:
-                return -1
-        elif self.available() == 0:
+        elif self._look() == 0:
             return -1
         return self._take()
+
+    def pop_single(self) -> int:
+        """As `pop_head`; in strict policy `single` then says whether the chain is one buffer in one guest region.
+
+        If so, that was fetched and checked: guest address `addr`, bytes `length`, device-writable or not (`writable`).
+        If not, nothing was kept: `chain` fetches all of it.
+        """
+        head = self._pop_head()
+        self.single = head >= 0 and self._fetch(head)
+        return head
 
     def _take(self) -> int:
         """The head at the next position, without looking at idx."""
         slot = self.next_avail & self._mask
         head = atomic.load_u16(self._avail, _RING + 2 * slot)
         if self.strict:
-            if head >= self.size:
-                raise self._violation(
-                    InvalidDescriptorIndex(
-                        f"available ring slot {slot} holds head {head} of {self.size}", index=head, limit=self.size
-                    )
-                )
-            if self._shadow[head]:
-                raise self._violation(InvalidChain(f"head {head} is offered again while in flight", index=head))
+            if head >= self.size or self._shadow[head]:
+                self._refuse_head(head, slot)
             self._shadow[head] = 1
             self._taken[slot] = head
             if self._inflight is not None:
                 self._inflight.take(head)
         self.next_avail = (self.next_avail + 1) & 0xFFFF
         return head
+
+    def _refuse_head(self, head: int, slot: int) -> NoReturn:
+        if head < self.size:
+            raise self._violation(InvalidChain(f"head {head} is offered again while in flight", index=head))
+        raise self._violation(
+            InvalidDescriptorIndex(
+                f"available ring slot {slot} holds head {head} of {self.size}", index=head, limit=self.size
+            )
+        )
+
+    def _fetch(self, head: int) -> bool:
+        """Fetch the first descriptor of a chain that was taken; False if `pop_single` shall keep nothing of it."""
+        addr = atomic.get_u64(self._desc, 16 * head)
+        rest = atomic.get_u64(self._desc, 16 * head + 8)
+        length = rest & _LENGTH
+        flags = (rest >> 32) & 0xFFFF
+        if flags & _LINKS or length > self.limit or not self.strict:
+            return False
+        if not (self._low <= addr < self._high and length <= self._high - addr) and not self._find(addr, length):
+            return False
+        self.addr = addr
+        self.length = length
+        self.writable = flags & _WRITE != 0
+        self._shadow[head] = 1 + length if flags & _WRITE else 1
+        return True
+
+    def _find(self, addr: int, length: int) -> bool:
+        """Whether a buffer lies in one guest region; `_low`, `_high`, `_window` and `_bytes` are of that one then."""
+        region = self.memory.find_region(addr)
+        if region is None or length > region.end - addr:
+            return False
+        self._low = region.start
+        self._high = region.end
+        self._window = region.window
+        self._bytes = atomic.span_of(self._window)
+        return True
 
     def pop(self) -> DescriptorChain | None:
         """Take the next available chain, fetched and checked in strict policy; None if there is none.
@@ -166,7 +231,7 @@ class DeviceQueue(Half):
             self._refuse()
         if head < 0 or (self.strict and (head >= self.size or self._shadow[head] == 0)):
             raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
-        self._walk.start(self._desc, self.size, head)
+        self._walk.start(atomic.region_of(self._desc), self.size, head)
         if not self.strict:
             return new_chain(self._walk, head, self)
         try:
@@ -267,26 +332,30 @@ class DeviceQueue(Half):
         strict policy also for more bytes than the chain can hold, UsedIdNotInFlight for a head that was not taken, and
         QueueBroken.
         """
-        self.put_used(head, written)
-        self.publish_used()
+        self._put(head, written)
+        self._publish()
 
     def put_used(self, head: int, written: int) -> None:
         """As `add_used`, but the driver does not see it before `publish_used()`: for batches."""
-        if head < 0 or head >= self.size:
-            raise InvalidDescriptorIndex(f"{self.name}: head {head} of {self.size}", index=head, limit=self.size)
-        if written >> 32:
-            raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
+        self._put(head, written)
+
+    def _put(self, head: int, written: int) -> None:
+        """As `put_used`."""
+        if head < 0 or head >= self.size or written >> 32:
+            self._refuse_used(head, written)
         if self.strict:
-            self._check_used(head, written)
+            if self.broken is not None:
+                self._refuse()
+            if written >= self._shadow[head]:
+                self._refuse_used(head, written)
         self._return(head, written)
 
     def _return(self, head: int, written: int) -> None:
         """Write the used element of a chain that was taken."""
         self._shadow[head] = 0
-        used = self._used
         offset = _RING + 8 * (self.next_used & self._mask)
-        atomic.put_u32(used, offset, head)
-        atomic.put_u32(used, offset + 4, written)
+        atomic.put_u32(self._used, offset, head)
+        atomic.put_u32(self._used, offset + 4, written)
         if self._inflight is not None:
             self._inflight.give(head)
         self.next_used = (self.next_used + 1) & 0xFFFF
@@ -294,22 +363,27 @@ class DeviceQueue(Half):
 
     def publish_used(self) -> None:
         """Show the driver every chain returned so far, the elements before the idx that covers them [2.7.8.2]."""
+        self._publish()
+
+    def _publish(self) -> None:
+        """As `publish_used`."""
         atomic.store_u16(self._used, _IDX, self.next_used)
         if self._inflight is not None:
             self._inflight.settle(self.next_used)
 
-    def _check_used(self, head: int, written: int) -> None:
-        if self.broken is not None:
-            self._refuse()
-        capacity = self._shadow[head]
-        if capacity == 0:
+    def _refuse_used(self, head: int, written: int) -> NoReturn:
+        if head < 0 or head >= self.size:
+            raise InvalidDescriptorIndex(f"{self.name}: head {head} of {self.size}", index=head, limit=self.size)
+        if written >> 32:
+            raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
+        if self._shadow[head] == 0:
             raise UsedIdNotInFlight(f"{self.name}: head {head} was not taken, or was already returned", index=head)
-        if written > capacity - 1:
-            raise InvalidUsedLength(
-                f"{self.name}: {written} bytes written to head {head}, which holds {capacity - 1} writable ones",
-                index=head,
-                limit=capacity - 1,
-            )
+        room = self._shadow[head] - 1
+        raise InvalidUsedLength(
+            f"{self.name}: {written} bytes written to head {head}, which holds {room} writable ones",
+            index=head,
+            limit=room,
+        )
 
     # -- notifications -------------------------------------------------------------------------------------------------
 
@@ -354,14 +428,14 @@ class AvailIter:
     __slots__ = ("_last", "_queue")
 
     def __init__(self, queue: DeviceQueue) -> None:
+        queue.available()  # of whatever `queue` is: only a queue has this, and gets past it
         self._queue = queue
-        if self._queue.broken is not None:
-            self._queue._refuse()
-        self._queue.available()
         self._last = self._queue._avail_seen
 
     def next_head(self) -> int:
         """Take a chain without reading its descriptors: the index of the first, or -1 at the end."""
+        if self._queue is None:
+            raise TypeError("an AvailIter is made of a queue")
         if self._queue.broken is not None:
             self._queue._refuse()
         left = (self._last - self._queue.next_avail) & 0xFFFF

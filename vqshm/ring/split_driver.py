@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vqshm import spec
 from vqshm.errors import (
@@ -33,7 +33,7 @@ from vqshm.ring.split import Half
 from vqshm.ring.suppress import need_event
 
 if TYPE_CHECKING:
-    from vqshm.memory.atomic import Region
+    from vqshm.memory.atomic import Region, Span
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.ring.layout import SplitLayout
 
@@ -72,6 +72,7 @@ class DriverQueue(Half):
         "_parts",
         "_published",
         "_table_base",
+        "_table_window",
         "_tables",
         "_torn",
         "_used_seen",
@@ -98,13 +99,14 @@ class DriverQueue(Half):
         self._used_seen = 0  # used.idx when last looked at
         self.written = 0  # bytes, of the chain reaped last
         self._low = self._high = 0  # bounds of the guest region last seen
-        self._tables: Region | None = None
+        self._table_window: Region | None = None  # over the indirect tables
         self._table_base = self._entries = 0
         if indirect_tables is not None:
             self._table_base, self._entries = indirect_tables
             count = self._entries * spec.DESC_SIZE * self.size
             memory.check(self._table_base, count)
-            self._tables = memory.window(self._table_base, count, 8)
+            self._table_window = memory.window(self._table_base, count, 8)
+            self._tables = atomic.span_of(self._table_window)
         # The shadow: what this half must know about its own descriptors, where the device cannot write [rule 1].
         self._capacity = array("Q", bytes(8 * self.size))  # per head: 1 + writable bytes while in flight, else 0
         self._parts = array("H", bytes(2 * self.size))  # per head: its entries in the descriptor table
@@ -270,7 +272,6 @@ class DriverQueue(Half):
 
     def _fill_table(self, head: int, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> None:
         """Write the chain into the head's own indirect table, and one descriptor that refers to it [2.7.5.3]."""
-        assert self._tables is not None  # noqa: S101 - there are entries only where there are tables
         count = len(readable) + len(writable)
         first = head * self._entries
         position = flags = 0
@@ -291,21 +292,28 @@ class DriverQueue(Half):
         """Chains that can be reaped now. Raises InvalidUsedRingIndex if the device returned more than were offered."""
         if self._torn:
             self._mend()
+        return self._look_used()
+
+    def _look_used(self) -> int:
+        """As `used`, of a half that is whole."""
         if self.broken is not None:
             self._refuse()
         seen = atomic.load_u16(self._used, _IDX)
         count = (seen - self.last_used) & 0xFFFF
         if count > self.in_flight:
-            raise self._violation(
-                InvalidUsedRingIndex(
-                    f"used.idx {seen} is {count} ahead of position {self.last_used}, but {self.in_flight} chains "
-                    "are in flight",
-                    index=seen,
-                    limit=self.in_flight,
-                )
-            )
+            self._refuse_count(seen, count)
         self._used_seen = seen
         return count
+
+    def _refuse_count(self, seen: int, count: int) -> NoReturn:
+        raise self._violation(
+            InvalidUsedRingIndex(
+                f"used.idx {seen} is {count} ahead of position {self.last_used}, but {self.in_flight} chains "
+                "are in flight",
+                index=seen,
+                limit=self.in_flight,
+            )
+        )
 
     def reap(self) -> tuple[int, int] | None:
         """The next chain the device returned: (token, bytes written), or None if there is none [2.7.14].
@@ -333,27 +341,27 @@ class DriverQueue(Half):
             self._mend()
         if self.broken is not None:
             self._refuse()
-        if self.last_used == self._used_seen and self.used() == 0:
+        if self.last_used == self._used_seen and self._look_used() == 0:
             return -1
         offset = _RING + 8 * (self.last_used & self._mask)
-        used = self._used
-        head = atomic.get_u32(used, offset)
-        written = atomic.get_u32(used, offset + 4)
-        if head >= self.size:
-            raise self._violation(InvalidUsedId(f"used id {head} of {self.size}", index=head, limit=self.size))
-        capacity = self._capacity[head]
-        if capacity == 0:
-            raise self._violation(UsedIdNotInFlight(f"used id {head} is not in flight", index=head))
-        if written > capacity - 1:
-            raise self._violation(
-                InvalidUsedLength(
-                    f"used id {head} claims {written} bytes written to {capacity - 1} writable ones",
-                    index=head,
-                    limit=capacity - 1,
-                )
-            )
+        head = atomic.get_u32(self._used, offset)
+        written = atomic.get_u32(self._used, offset + 4)
+        if head >= self.size or written >= self._capacity[head]:
+            self._refuse_used(head, written)
         self.written = written
         return head
+
+    def _refuse_used(self, head: int, written: int) -> NoReturn:
+        if head >= self.size:
+            raise self._violation(InvalidUsedId(f"used id {head} of {self.size}", index=head, limit=self.size))
+        if self._capacity[head] == 0:
+            raise self._violation(UsedIdNotInFlight(f"used id {head} is not in flight", index=head))
+        room = self._capacity[head] - 1
+        raise self._violation(
+            InvalidUsedLength(
+                f"used id {head} claims {written} bytes written to {room} writable ones", index=head, limit=room
+            )
+        )
 
     def accept(self, head: int) -> None:
         """Take the chain that `peek_head` returned last: its descriptors go in front of the free list.
@@ -431,7 +439,7 @@ class DriverQueue(Half):
             atomic.store_u16(self._avail, _FLAGS, spec.VIRTQ_AVAIL_F_NO_INTERRUPT)
 
 
-def _put_descriptor(table: Region, index: int, addr: int, length: int, flags: int, following: int) -> None:
+def _put_descriptor(table: Span, index: int, addr: int, length: int, flags: int, following: int) -> None:
     """Write one table entry; nothing here orders it: `publish` does."""
     atomic.put_u64(table, index * 16, addr)
     atomic.put_u64(table, index * 16 + 8, length | (flags << 32) | (following << 48))
