@@ -172,7 +172,7 @@ MUTANTS = [
         Inlet,
         "_receive",
         (
-            ("data = atomic.copy(", "self._give_back(head, 0, length)\n        data = atomic.copy("),
+            ("data = atomic.copy(", "self._give_back(head, 0, length)\n    data = atomic.copy("),
             ("    self._give_back(head, 0, length)\n    return data", "    return data"),
         ),
         full,
