@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,3 +241,59 @@ def test_a_forgotten_call_from_before_a_restart_is_forgotten(lane):
     r.out.meanwhile = lambda: serve_one(r, lambda _: b"abc")
     assert r.outlet.call(b"q", 3) == b"abc"
     r.assert_at_rest()
+
+
+def test_a_call_in_two_halves_lets_its_caller_do_other_things(lane):
+    r = lane()
+    call = r.outlet.start_call(b"q", 10)
+    r.outlet.send(b"meanwhile")
+    with pytest.raises(NoMessage):
+        call.answer(0)
+    serve_one(r, lambda question: question + b"?")
+    assert r.inlet.recv(0) == b"meanwhile"
+    r.inlet.tell()
+    assert call.answer(0) == b"q?"
+    with pytest.raises(InvalidState, match="answered or forgotten"):
+        call.answer(0)
+    r.assert_at_rest()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("how", ["forgotten", "dropped"])
+def test_room_of_a_call_that_nobody_waits_for_comes_back(lane, answered, how):
+    r = lane()
+    call = r.outlet.start_call(b"q", 10)
+    if answered:
+        serve_one(r, lambda question: question)
+        r.outlet.reclaim()
+    if how == "forgotten":
+        call.forget()
+        call.forget()
+    else:
+        del call
+    if not answered:
+        serve_one(r, lambda question: question)
+        r.outlet.reclaim()
+    assert r.outlet.calls == 0
+    r.assert_at_rest()
+
+
+def test_a_call_of_before_a_reset_says_so_and_touches_nothing(lane):
+    r = lane()
+    call = r.outlet.start_call(b"q", 10)
+    r.outlet.restart()
+    r.inlet.restart(event_idx=True, indirect=False)
+    other = r.outlet.start_call(b"other", 10)
+    with pytest.raises(InvalidState, match="was reset"):
+        call.answer(0)
+    call.forget()
+    serve_one(r, lambda question: question)
+    assert other.answer(0) == b"other"
+    r.assert_at_rest()
+
+
+def test_a_call_cannot_be_copied(lane):
+    call = lane().outlet.start_call(b"q", 10)
+    for duplicate in (copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied"):
+            duplicate(call)

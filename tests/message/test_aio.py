@@ -147,8 +147,9 @@ def test_views_and_answers(pair):
         with await here.recv_view() as view:
             assert bytes(view) == b"in pieces"
         serving = asyncio.create_task(here.serve(answer))
-        question = asyncio.get_running_loop().run_in_executor(None, sender.call, b"abc", 16, PATIENCE)
-        assert await question == b"cba"
+        assert await there.call(b"abc", 16, PATIENCE) == b"cba"
+        answers = await asyncio.gather(*(there.call(b"%d" % number, 16) for number in range(100, 200)))
+        assert answers == [(b"%d" % number)[::-1] for number in range(100, 200)]
         there.close()
         await serving
         here.close()
@@ -188,6 +189,25 @@ def test_a_cancelled_recv_loses_no_message(pair):
 
     run(main())
     assert got == [b"%d" % number for number in range(100)]
+
+
+def test_a_call_without_an_answer_ends_at_its_deadline_and_its_room_comes_back(pair):
+    sender, receiver = pair()
+
+    async def main():
+        there = AsyncSender(sender)
+        with pytest.raises(NoMessage):
+            await there.call(b"first", 16, 0.01)
+        waiting = asyncio.create_task(there.call(b"second", 16))
+        await settle()
+        waiting.cancel()
+        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
+        assert [receiver.recv(0), receiver.recv(0)] == [b"first", b"second"]
+        await there.flush(PATIENCE)
+
+    run(main())
+    assert sender._outlet.arena.free == sender._outlet.arena.size
+    assert sender._outlet.calls == 0
 
 
 @pytest.mark.parametrize("fan", [False, True])

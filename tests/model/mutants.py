@@ -82,6 +82,7 @@ PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mas
 SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
 FILL = "last = self._fill_chain(readable, writable)"
 CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
+GIVE = "self._shadow[head] = 0"
 HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
 
 MUTANTS = [

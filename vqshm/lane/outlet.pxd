@@ -34,8 +34,10 @@ cdef class Outlet(DriverQueue):
     cpdef send_many(self, object messages, object timeout=*)
     @cython.locals(reservation=Reservation, offset=Py_ssize_t)
     cpdef Reservation reserve(self, Py_ssize_t count, object timeout=*)
-    @cython.locals(count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, slot=int, head=int, written="long long")
+    @cython.locals(call=Call)
     cpdef bytes call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
+    @cython.locals(call=Call, count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, slot=int, head=int)
+    cpdef Call start_call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
 
     @cython.locals(count=Py_ssize_t, offset=Py_ssize_t)
     cdef inline int _place(self, object data, object timeout) except -1
@@ -60,6 +62,18 @@ cdef class Outlet(DriverQueue):
     cpdef collect(self)
     cdef bint _look(self) except -1
     cdef bint _is_awaited(self, int head) except -1
+
+
+@cython.final
+cdef class Call:
+    cdef Outlet _outlet
+    cdef Py_ssize_t _offset
+    cdef int _head, _slot, _epoch
+
+    @cython.locals(outlet=Outlet, written=Py_ssize_t)
+    cpdef bytes answer(self, object timeout=*)
+    @cython.locals(outlet=Outlet)
+    cpdef forget(self)
 
 
 @cython.final

@@ -202,6 +202,15 @@ class Outlet(DriverQueue):
 
         Raises as `send`; NoMessage if there is no answer in `timeout` seconds.
         """
+        call = self.start_call(data, answer_bytes, timeout)
+        try:
+            return call.answer(timeout)
+        except BaseException:
+            call.forget()
+            raise
+
+    def start_call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> Call:
+        """The first half of `call`: send the message; ask what is returned for the answer. Raises as `send`."""
         if answer_bytes < 1:
             raise ValueError(f"an answer has room for at least 1 byte, not {answer_bytes}")
         pieces = data if isinstance(data, (list, tuple)) else (data,)
@@ -210,6 +219,8 @@ class Outlet(DriverQueue):
         if self.size < 2 or answer_bytes > self.arena.size or count > self.arena.size:
             self._refuse_size(max(count, answer_bytes), 2)
         start = align_up(count, GRAIN)  # of the answer, behind the message
+        call = Call.__new__(Call)
+        call._outlet = None
         offset = self._room(start + answer_bytes, timeout, 2)
         slot = self.arena.slot
         self._fill_pieces(offset, pieces, counts)
@@ -224,17 +235,13 @@ class Outlet(DriverQueue):
         self.calls += 1
         self.messages += 1
         self.bytes_out += count
+        call._epoch = self.epoch
+        call._head = head
+        call._slot = slot
+        call._offset = offset + start
+        call._outlet = self
         self._show()
-        try:
-            written = self._await_answer(head, timeout)
-        except BaseException:
-            self._forget_call(head, slot)
-            raise
-        self.calls -= 1
-        del self._answers[head]
-        reply = atomic.copy(self._bytes, offset + start, written)
-        self.arena.give(slot)
-        return reply
+        return call
 
     def _await_answer(self, head: int, timeout: float | None) -> int:
         """The bytes of the answer to a call, once it is there."""
@@ -255,7 +262,7 @@ class Outlet(DriverQueue):
             if written >= 0:
                 return written
             if deadline is None:
-                seen = self._look()
+                seen = (timeout is None or timeout > 0) and self._look()
                 deadline = Deadline(timeout)
             else:
                 seen = not deadline.expired and self._look()
@@ -447,8 +454,8 @@ class Outlet(DriverQueue):
                     return offset
             if self.in_flight == 0:
                 raise InvalidState(
-                    f"{self.name}: no room for {count} bytes, and nothing but {self.reserved} reservations holds it: "
-                    "send or cancel them first",
+                    f"{self.name}: no room for {count} bytes, and only {self.reserved} reservations and "
+                    f"{self.calls} answers hold it: send or cancel the ones, take the others",
                     reserved=self.reserved,
                 )
             if deadline is None:
@@ -476,6 +483,51 @@ class Outlet(DriverQueue):
             f"{self.in_flight} of {self.messages} messages are out, {self.arena.size - self.arena.free} of "
             f"{self.arena.size} bytes; the oldest takes {count} bytes"
         )
+
+
+class Call:
+    """A message whose answer is still to come; see `Outlet.start_call`."""
+
+    __slots__ = ("_epoch", "_head", "_offset", "_outlet", "_slot")
+
+    _outlet: Outlet | None
+    _head: int
+    _slot: int
+    _offset: int  # of the answer, in the arena
+    _epoch: int
+
+    def answer(self, timeout: float | None = None) -> bytes:
+        """The answer, once. Raises NoMessage if it is not there in `timeout` seconds: ask again, or `forget` it.
+
+        InvalidState when it was taken or forgotten, or the lane was reset; else as `Outlet.send`.
+        """
+        outlet = self._outlet
+        if outlet is None:
+            raise InvalidState("this call was answered or forgotten")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
+        if outlet.epoch != self._epoch:
+            raise InvalidState(f"{outlet.name} was reset while a call waited for its answer")
+        written = outlet._await_answer(self._head, timeout)
+        self._outlet = None
+        outlet.calls -= 1
+        del outlet._answers[self._head]
+        reply = atomic.copy(outlet._bytes, self._offset, written)
+        outlet.arena.give(self._slot)
+        return reply
+
+    def forget(self) -> None:
+        """Nobody waits for this answer any more. Does nothing if it was taken or forgotten already."""
+        outlet = self._outlet
+        self._outlet = None
+        if outlet is not None and outlet.epoch == self._epoch:
+            outlet._forget_call(self._head, self._slot)
+
+    def __del__(self) -> None:
+        self.forget()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a call cannot be copied")
 
 
 class Reservation:

@@ -29,6 +29,7 @@ from vqshm.errors import EndOfMessages, InvalidState, NoMessage, NoRoom, VqshmEr
 from vqshm.message.fan import Fanin, Fanout
 from vqshm.message.receiver import Receiver
 from vqshm.message.sender import Sender
+from vqshm.notify import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -160,6 +161,10 @@ class AsyncReceiver(_AsyncEnd[Receiver | Fanin]):
 class AsyncSender(_AsyncEnd[Sender | Fanout]):
     """A sender, or a fan-out, in an event loop."""
 
+    def __init__(self, end: Sender | Fanout) -> None:
+        super().__init__(end)
+        self._asking = asyncio.Lock()  # somebody waits for an answer, whose room is not free before it is taken
+
     @classmethod
     async def attach(cls, region: str, device: str | None = None, **options: Any) -> Self:
         """As `Sender.attach`; also raises InvalidState for a channel that uses semaphores."""
@@ -194,6 +199,26 @@ class AsyncSender(_AsyncEnd[Sender | Fanout]):
                 raise
             return int(error.facts["sent"])
         return len(messages)
+
+    async def call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """As `Sender.call`, without holding up the loop; calls of this sender are made one after the other.
+
+        Who is cancelled may have sent the message, and gets no answer.
+        """
+        deadline = Deadline(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._asking.acquire()
+        except TimeoutError:
+            raise NoMessage("no turn to call in time: an earlier call through this sender has no answer yet") from None
+        try:
+            call = await self._do(partial(self.end.start_call, data, answer_bytes, 0), deadline.remaining())
+            try:
+                return await self._do(partial(call.answer, 0), deadline.remaining())
+            finally:
+                call.forget()
+        finally:
+            self._asking.release()
 
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """As `Sender.flush`, without holding up the loop."""

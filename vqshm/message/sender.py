@@ -30,7 +30,7 @@ from vqshm.notify import Deadline
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vqshm.lane.outlet import Reservation
+    from vqshm.lane.outlet import Call, Reservation
 
 _SHORT_SLEEP: Final = 0.002  # seconds: how long half of the messages are waited for, before one is enough
 
@@ -94,6 +94,13 @@ class Sender(PutWords, End):
         Raises as `send`; NoMessage if there is no answer in `timeout` seconds.
         """
         return self._outlet.call(data, answer_bytes, timeout)
+
+    def start_call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> Call:
+        """The first half of `call`: send. Ask the returned `Call` for its `answer`, or `forget` it.
+
+        Raises as `send`.
+        """
+        return self._outlet.start_call(data, answer_bytes, timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the receiver has given back everything that was sent. Raises NoRoom, and as `send`.

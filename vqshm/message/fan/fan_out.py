@@ -37,7 +37,7 @@ from vqshm.notify import Deadline
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from vqshm.lane.outlet import Reservation
+    from vqshm.lane.outlet import Call, Outlet, Reservation
 
 Mode = Literal["share", "broadcast"]
 
@@ -136,13 +136,20 @@ class Fanout(PutWords, Fan["OutLane"]):
 
         Raises as `Sender.call`; InvalidState in a broadcast.
         """
+        return self._next_for_call(timeout).call(data, answer_bytes, timeout)
+
+    def start_call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> Call:
+        """As `Sender.start_call`, to the next receiver in turn; InvalidState in a broadcast."""
+        return self._next_for_call(timeout).start_call(data, answer_bytes, timeout)
+
+    def _next_for_call(self, timeout: float | None) -> Outlet:
         if self.mode != "share":
             raise InvalidState("a broadcast has no single answer")
         Deadline(timeout)  # raises
         self.glance()
         lanes = list(self._in_turn())
         free = next((lane for lane in lanes if lane.outlet.num_free > 1), lanes[0])
-        return free.outlet.call(data, answer_bytes, timeout)
+        return free.outlet
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the living receivers have given back everything that was sent. Raises NoRoom, and as `send`."""
