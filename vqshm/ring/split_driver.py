@@ -164,7 +164,7 @@ class DriverQueue(Half):
 
     def is_in_flight(self, head: int) -> bool:
         """Whether a chain was offered under this token, and not reaped yet."""
-        return self._capacity[head] != 0
+        return 0 <= head < self.size and self._capacity[head] != 0
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
