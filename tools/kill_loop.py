@@ -59,7 +59,8 @@ from vqshm.errors import (  # noqa: E402
     QueueBroken,
     QueueFull,
 )
-from vqshm.host import Coordinator, names, shm, sweep  # noqa: E402
+from vqshm.host import Coordinator, sweep  # noqa: E402
+from vqshm.host.system import names, shm  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqshm import core, open_channel
 from vqshm.bench import races
-from vqshm.host.launcher import same_python
+from vqshm.host.coordination.launcher import same_python
 from vqshm.memory import Region
 
 if TYPE_CHECKING:

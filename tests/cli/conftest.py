@@ -83,7 +83,7 @@ def vqshm(start):
 @pytest.fixture
 def name():
     """A region's name that nobody else uses; whatever a killed coordinator left under it goes in the end."""
-    from vqshm.host import names
+    from vqshm.host.system import names
 
     chosen = f"cli{os.getpid()}"
     yield chosen
@@ -114,7 +114,7 @@ def run():
 
 def traces(name: str) -> list[str]:
     """What a region leaves in the file system while it lives."""
-    from vqshm.host.names import runtime_directory
+    from vqshm.host.system.names import runtime_directory
 
     places = [Path("/dev/shm").glob(f"*vqshm.{name}*"), runtime_directory().glob(f"{name}.*")]
     return sorted(path.name for place in places for path in place)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vqshm.host.liveness import ProcessId
-from vqshm.host.names import runtime_directory
+from vqshm.host.system.liveness import ProcessId
+from vqshm.host.system.names import runtime_directory
 
 DEMO = [sys.executable, "-m", "vqshm", "demo"]
 PATIENCE = 100  # seconds

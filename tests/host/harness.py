@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vqshm.devices.echo import Echo
-from vqshm.host import Coordinator, Device, Driver, names
+from vqshm.host import Coordinator, Device, Driver
+from vqshm.host.system import names
 from vqshm.transport import DeviceSpec, QueueSpec
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from vqshm.errors import (
     RoleTaken,
     RuleError,
 )
-from vqshm.host import shm
+from vqshm.host.system import shm
 from vqshm.message.channel import lane_names, lanes_of
 
 

@@ -13,7 +13,8 @@ from vqshm_harness import BOTH, PATIENCE, coordinate, descriptors, echo_spec, ne
 
 from vqshm import Device, Driver
 from vqshm.errors import CoordinatorGone, InvalidState, NotFound, PeerGone, StaleSession
-from vqshm.host import Condition, Coordinator, ProcessId, look_at, names, shm, sweep
+from vqshm.host import Condition, Coordinator, ProcessId, look_at, sweep
+from vqshm.host.system import names, shm
 
 
 def hungry(me, name):
@@ -198,7 +199,8 @@ def half_way(me, name, notify, point):
     """A coordinator that stops when it comes to a certain step of making its region, to be killed there."""
     from types import SimpleNamespace
 
-    from vqshm.host import ground, pages
+    from vqshm.host.coordination import ground
+    from vqshm.host.system import pages
     from vqshm.memory import atomic
     from vqshm.transport import manifest
 

@@ -12,7 +12,8 @@ from vqshm_harness import PATIENCE, new_name, wait_until
 
 from vqshm import Driver
 from vqshm.errors import RegionShrunk, VersionMismatch, VqshmError
-from vqshm.host import Coordinator, Device, look_at, names, open_plan, shm
+from vqshm.host import Coordinator, Device, look_at, open_plan
+from vqshm.host.system import names, shm
 
 PAGE = 4096
 

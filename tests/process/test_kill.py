@@ -26,7 +26,8 @@ from vqshm.errors import (
     PeerGone,
     QueueFull,
 )
-from vqshm.host import names, shm, sweep
+from vqshm.host import sweep
+from vqshm.host.system import names, shm
 
 
 def hungry(me, name, answered):

@@ -16,10 +16,12 @@ from vqshm_harness import PATIENCE, Interrupter, coordinate, echo, echo_spec, ne
 
 from vqshm import Device, Driver, core
 from vqshm.errors import CoordinatorGone, DeadlineExceeded, InvalidState, NotFound, VqshmError
-from vqshm.host import coordinator as coordinator_module
 from vqshm.host import driver as driver_module
-from vqshm.host import names, ports, shm, slot, sweep
+from vqshm.host import ports, sweep
 from vqshm.host import request as request_module
+from vqshm.host.coordination import coordinator as coordinator_module
+from vqshm.host.coordination import slot
+from vqshm.host.system import names, shm
 from vqshm.memory import pool
 from vqshm.ring import split_driver
 

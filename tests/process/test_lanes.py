@@ -23,7 +23,8 @@ from vqshm.errors import (
     NoRoom,
     PeerGone,
 )
-from vqshm.host import driver_role, shm
+from vqshm.host import driver_role
+from vqshm.host.system import shm
 
 ARENA = 1 << 16
 

@@ -13,7 +13,7 @@ from vqshm_harness import BOTH, PATIENCE, descriptors, echo_spec, new_name, wait
 
 from vqshm import Coordinator, Device, Driver
 from vqshm.errors import RoleTaken
-from vqshm.host import names, shm
+from vqshm.host.system import names, shm
 
 
 def mappings(pid: int | str = "self") -> int:

@@ -11,7 +11,8 @@ from vqshm_harness import PATIENCE, clear_away, descriptors, echo_spec, wait_unt
 
 from vqshm import Coordinator, Device, Driver
 from vqshm.errors import RoleTaken, VqshmError
-from vqshm.host import ProcessId, Watch, names, shm
+from vqshm.host import ProcessId, Watch
+from vqshm.host.system import names, shm
 from vqshm.notify import EventFd
 from vqshm.view.snapshot import take
 

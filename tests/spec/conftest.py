@@ -20,7 +20,7 @@ import pytest
 
 from vqshm import Coordinator, Device, Driver, spec
 from vqshm.host import ProcessId
-from vqshm.host.slot import Slot
+from vqshm.host.coordination.slot import Slot
 from vqshm.memory import GuestMemory, Region
 from vqshm.notify import EventFd
 from vqshm.ring import DeviceQueue, QueueConfig, SplitLayout

@@ -145,7 +145,7 @@ def test_no_features_are_accepted_once_features_ok_is_set(control, to):
 
 @pytest.mark.spec("3.1.1-driver-1", "3.1.1-driver-4")
 def test_a_driver_that_reads_features_ok_back_as_clear_gives_up(world, monkeypatch):
-    from vqshm.host.slot import Slot
+    from vqshm.host.coordination.slot import Slot
 
     noted = Slot.write_status
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vqshm import Coordinator, DeviceSpec, spec
-from vqshm.host.names import naming_lock
+from vqshm.host.system.names import naming_lock
 from vqshm.view.regions import clean, list_regions
 
 SHM = Path("/dev/shm")

@@ -20,9 +20,9 @@ from vqshm import spec
 from vqshm.cli.app import EXIT_INTERRUPTED
 from vqshm.cli.console import BAD, DIM, GOOD, STRONG, Size, console, grid, plain
 from vqshm.host import Coordinator, Hints, MemoryKind
-from vqshm.host.ground import MEMORY_KINDS
-from vqshm.host.names import socket_path
-from vqshm.host.shm import DIRECTORY, object_name
+from vqshm.host.coordination.ground import MEMORY_KINDS
+from vqshm.host.system.names import socket_path
+from vqshm.host.system.shm import DIRECTORY, object_name
 from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.transport.planning import RESTARTS, Restart
 from vqshm.transport.status import State

@@ -15,7 +15,7 @@ from rich.text import Text
 from vqshm.cli.app import Failure
 from vqshm.cli.console import BAD, DIM, GOOD, STRONG, WARNING, console, grid, number, plain, process
 from vqshm.errors import InvalidState, NotFound
-from vqshm.host.names import existing
+from vqshm.host.system.names import existing
 from vqshm.transport.status import State
 from vqshm.view.machine import in_bytes
 from vqshm.view.picture import render

@@ -11,7 +11,7 @@ import click
 from vqshm.cli.app import EXIT_INTERRUPTED
 from vqshm.cli.coordinator import noted_signals
 from vqshm.host import Handle, Supervise, Supervisor, Worker
-from vqshm.host.supervisor import What
+from vqshm.host.coordination.supervisor import What
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

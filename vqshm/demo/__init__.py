@@ -7,5 +7,5 @@
     stream      sends a file through a zblock device, many blocks in flight: good for any program
     source      which file: the one that is named, or one that every machine has
 
-The coordinator process is `vqshm.host.launcher`'s.
+The coordinator process is `vqshm.host.coordination.launcher`'s.
 """

@@ -18,7 +18,7 @@ from vqshm.demo.source import UnfitFile, check_file, default_file
 from vqshm.demo.stream import DESCRIPTORS, MAX_BLOCK
 from vqshm.errors import VqshmError
 from vqshm.host import open_plan
-from vqshm.host.pages import map_object
+from vqshm.host.system.pages import map_object
 from vqshm.memory import GuestMemory
 from vqshm.ring.layout import is_queue_size
 from vqshm.spec import MAX_QUEUE_SIZE

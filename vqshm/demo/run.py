@@ -26,7 +26,7 @@ from vqshm import spec
 from vqshm.demo.children import Child, Signals
 from vqshm.demo.stream import buffer_bytes
 from vqshm.errors import NameInUse
-from vqshm.host.launcher import Launched, launch, same_python
+from vqshm.host.coordination.launcher import Launched, launch, same_python
 from vqshm.transport import DeviceSpec, QueueSpec, plan
 
 if TYPE_CHECKING:

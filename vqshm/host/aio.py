@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vqshm.host.endpoint import Endpoint
-    from vqshm.host.liveness import Watch
     from vqshm.host.request import Request
+    from vqshm.host.system.liveness import Watch
     from vqshm.notify import Notifier
     from vqshm.ring import DescriptorChain
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vqshm import spec
 from vqshm.errors import DeadlineExceeded, InvalidState, RuleError
+from vqshm.host.coordination.slot import DETACHED
 from vqshm.host.endpoint import Endpoint
-from vqshm.host.liveness import ProcessId
-from vqshm.host.slot import DETACHED
+from vqshm.host.system.liveness import ProcessId
 from vqshm.notify import Deadline, WaitStrategy
 from vqshm.transport import clip
 from vqshm.transport.features import MAX_BITS

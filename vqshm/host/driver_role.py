@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from vqshm import spec
 from vqshm.errors import CoordinatorGone, DeadlineExceeded, DeviceNeedsReset, InvalidState, NegotiationError, PeerGone
 from vqshm.host.endpoint import CONTROL_TIMEOUT, Endpoint
-from vqshm.host.liveness import ProcessId
+from vqshm.host.system.liveness import ProcessId
 from vqshm.notify import Deadline, WaitStrategy
 from vqshm.transport import features as feature_bits
 

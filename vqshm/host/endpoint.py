@@ -27,10 +27,10 @@ from vqshm.errors import (
     RegionShrunk,
     VqshmError,
 )
-from vqshm.host import names, pages
 from vqshm.host.connection import connect, rebuilt
 from vqshm.host.handle import Handle
-from vqshm.host.liveness import ProcessId, Watch
+from vqshm.host.system import names, pages
+from vqshm.host.system.liveness import ProcessId, Watch
 from vqshm.memory import GuestMemory, Region, atomic
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
 from vqshm.ring import QueueConfig

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from vqshm import spec
 from vqshm.errors import NotFound, RuleError
-from vqshm.host import launch, names
-from vqshm.host.launcher import START_TIMEOUT
+from vqshm.host import launch
+from vqshm.host.coordination.launcher import START_TIMEOUT
+from vqshm.host.system import names
 from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.transport.planning import MAX_DEVICES
 
 if TYPE_CHECKING:
-    from vqshm.host.launcher import Launched
+    from vqshm.host.coordination.launcher import Launched
     from vqshm.notify.notifier import Kind
     from vqshm.transport import DevicePlan
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vqshm.host.endpoint import Endpoint
     from vqshm.host.handle import Handle
-    from vqshm.host.liveness import ProcessId
+    from vqshm.host.system.liveness import ProcessId
     from vqshm.notify import Notifier
 
 

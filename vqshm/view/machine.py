@@ -96,7 +96,7 @@ def _processors() -> Iterator[_Line]:
 
 
 def _shared_memory() -> Iterator[_Line]:
-    from vqshm.host import shm  # noqa: PLC0415
+    from vqshm.host.system import shm  # noqa: PLC0415
 
     usage = os.statvfs(shm.DIRECTORY)
     size, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
@@ -197,7 +197,7 @@ def _msgpack() -> Iterator[_Line]:
 
 def _runtime_directory() -> Iterator[_Line]:
     from vqshm.errors import VqshmError  # noqa: PLC0415
-    from vqshm.host.names import runtime_directory  # noqa: PLC0415
+    from vqshm.host.system.names import runtime_directory  # noqa: PLC0415
 
     try:
         yield "ok", f"{runtime_directory()}, of this user alone"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqshm.errors import NotFound, RuleError, UntrustedPeer
 from vqshm.host import Condition, look_at, sweep
-from vqshm.host.names import existing, naming_lock, runtime_directory
+from vqshm.host.system.names import existing, naming_lock, runtime_directory
 from vqshm.transport import check_name
 from vqshm.view.snapshot import Process
 

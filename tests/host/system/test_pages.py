@@ -12,7 +12,8 @@ from vqshm_harness import PATIENCE, clear_away, echo_spec, new_name
 
 from vqshm import Driver
 from vqshm.errors import RegionShrunk, RuleError
-from vqshm.host import Coordinator, Hints, launch, look_at, pages, shm
+from vqshm.host import Coordinator, Hints, launch, look_at
+from vqshm.host.system import pages, shm
 
 PAGE = 4096
 SIZE = 16 * PAGE

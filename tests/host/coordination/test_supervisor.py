@@ -13,8 +13,8 @@ from vqshm_harness import ECHO_ID, PATIENCE, descriptors
 from vqshm import Driver
 from vqshm.errors import NotFound, PeerGone, RuleError
 from vqshm.host import Handle, Supervise, Supervisor, Worker
-from vqshm.host.launcher import same_python
-from vqshm.host.supervisor import What, give_up
+from vqshm.host.coordination.launcher import same_python
+from vqshm.host.coordination.supervisor import What, give_up
 from vqshm.transport import DeviceSpec
 
 QUICK = Supervise(max_restarts=3, within=60, backoff=(0.01, 0.02))
@@ -91,7 +91,7 @@ def test_a_kill_is_a_death_and_one_worker_does_not_wait_for_the_other():
 
 
 def test_what_does_not_end_by_itself_is_killed(monkeypatch):
-    monkeypatch.setattr("vqshm.host.supervisor.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("vqshm.host.coordination.supervisor.CLOSE_TIMEOUT", 0.1)
     stubborn = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(1000)"
     with Supervisor([worker(stubborn)]) as supervisor:
         pid = supervisor.pid("w")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from vqshm import spec
 from vqshm.errors import InvalidState, RoleTaken
-from vqshm.host.liveness import ProcessId
+from vqshm.host.system.liveness import ProcessId
 from vqshm.transport.features import check_accepted, check_offer
 from vqshm.transport.status import DeviceStatus, State
 

@@ -45,8 +45,9 @@ from vqshm.errors import (
     ShmFull,
     VersionMismatch,
 )
-from vqshm.host import ProcessId, look_at, names, shm
-from vqshm.host.coordinator import MAX_CLIENTS
+from vqshm.host import ProcessId, look_at
+from vqshm.host.coordination.coordinator import MAX_CLIENTS
+from vqshm.host.system import names, shm
 from vqshm.notify import Deadline
 from vqshm.transport import Channel, DeviceSpec, QueueSpec, close_all
 
@@ -224,7 +225,7 @@ def test_a_region_is_not_found_before_it_is_whole(name, monkeypatch):
         seen.append(look_at(name).condition)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vqshm.host.ground.write_manifest", look)
+    monkeypatch.setattr("vqshm.host.coordination.ground.write_manifest", look)
     before = descriptors()
     with pytest.raises(KeyboardInterrupt):
         Coordinator(name, [echo_spec()], notify="semaphore")

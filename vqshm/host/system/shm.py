@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
-from vqshm.host import pages
+from vqshm.host.system import pages
 
 if TYPE_CHECKING:
     import mmap

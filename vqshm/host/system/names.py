@@ -27,9 +27,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from vqshm.errors import DeadlineExceeded, InvalidState, NotFound, RuleError, UntrustedPeer, VersionMismatch
-from vqshm.host import memfd, shm
 from vqshm.host.connection import fetch_memory
-from vqshm.host.liveness import ProcessId
+from vqshm.host.system import memfd, shm
+from vqshm.host.system.liveness import ProcessId
 from vqshm.notify import Deadline, unlink_semaphore
 from vqshm.transport import Header, Plan, check_name, read_header, read_manifest
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
-from vqshm.host import pages
-from vqshm.host.shm import check_ours
+from vqshm.host.system import pages
+from vqshm.host.system.shm import check_ours
 
 if TYPE_CHECKING:
     import mmap

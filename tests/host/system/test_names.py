@@ -14,7 +14,8 @@ import pytest
 from vqshm_harness import BOTH, PATIENCE, clear_away, coordinate, descriptors, echo_spec, new_name
 
 from vqshm.errors import DeadlineExceeded, InvalidState, NotFound, RuleError, UntrustedPeer, VersionMismatch
-from vqshm.host import Condition, Coordinator, ProcessId, look_at, look_at_all, names, open_plan, shm, sweep
+from vqshm.host import Condition, Coordinator, ProcessId, look_at, look_at_all, open_plan, sweep
+from vqshm.host.system import names, shm
 
 OTHER_USER = 4242
 PAGE = 4096

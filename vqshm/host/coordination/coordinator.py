@@ -31,11 +31,11 @@ from vqshm.errors import (
     UntrustedPeer,
     VqshmError,
 )
-from vqshm.host import names
-from vqshm.host.ground import MEMORY_KINDS, Ground, MemoryKind, take_name
-from vqshm.host.liveness import ProcessId, Watch
-from vqshm.host.pages import NO_HINTS, Hints
-from vqshm.host.slot import Slot
+from vqshm.host.coordination.ground import MEMORY_KINDS, Ground, MemoryKind, take_name
+from vqshm.host.coordination.slot import Slot
+from vqshm.host.system import names
+from vqshm.host.system.liveness import ProcessId, Watch
+from vqshm.host.system.pages import NO_HINTS, Hints
 from vqshm.memory import Region
 from vqshm.notify import EventFd, Notifier, Semaphore
 from vqshm.transport import (

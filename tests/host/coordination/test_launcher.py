@@ -16,8 +16,8 @@ from vqshm import Device, DeviceSpec, Driver, QueueSpec, core
 from vqshm.devices import Echo
 from vqshm.errors import DeadlineExceeded, NameInUse, NotFound, PeerGone, RuleError
 from vqshm.host import launch, look_at
-from vqshm.host.launcher import Launched, remove_leftovers, same_python
-from vqshm.host.liveness import ProcessId
+from vqshm.host.coordination.launcher import Launched, remove_leftovers, same_python
+from vqshm.host.system.liveness import ProcessId
 
 ECHO = DeviceSpec("echo0", 0x7601, (QueueSpec(8, 4096), QueueSpec(16, 8192)), config_bytes=64)
 _numbers = itertools.count()
@@ -76,7 +76,7 @@ def test_an_unknown_notifier(name):
 
 
 def test_a_coordinator_that_ends_at_its_start(name, monkeypatch):
-    monkeypatch.setattr(sys.modules["vqshm.host.launcher"], "_CODE", "raise SystemExit(7)")
+    monkeypatch.setattr(sys.modules["vqshm.host.coordination.launcher"], "_CODE", "raise SystemExit(7)")
     with pytest.raises(PeerGone, match="ended at its start, with status 7") as caught:
         launch(name, [ECHO])
     assert caught.value.facts["role"] == "coordinator"
@@ -98,7 +98,7 @@ def test_a_killed_coordinator_leaves_nothing(name, notify):
 
 
 def test_a_coordinator_that_hangs_is_killed(name, monkeypatch):
-    monkeypatch.setattr(sys.modules["vqshm.host.launcher"], "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(sys.modules["vqshm.host.coordination.launcher"], "CLOSE_TIMEOUT", 0.2)
     with launch(name, [ECHO]) as region:
         os.kill(region.pid, signal.SIGSTOP)
     assert region.process.returncode == -signal.SIGKILL

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, get_args
 
 from vqshm import core, errors
 from vqshm.errors import DeadlineExceeded, NotFound, PeerGone, VqshmError
-from vqshm.host import names
-from vqshm.host.coordinator import Coordinator
-from vqshm.host.ground import MEMORY_KINDS, MemoryKind
-from vqshm.host.pages import NO_HINTS, Hints
+from vqshm.host.coordination.coordinator import Coordinator
+from vqshm.host.coordination.ground import MEMORY_KINDS, MemoryKind
+from vqshm.host.system import names
+from vqshm.host.system.pages import NO_HINTS, Hints
 from vqshm.notify import Deadline
 from vqshm.notify.notifier import Kind
 from vqshm.transport import DeviceSpec, QueueSpec
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 30.0  # seconds; an interpreter that starts on a busy machine
 CLOSE_TIMEOUT: Final = 5.0  # seconds before a coordinator that does not end is killed
 
-_CODE: Final = "from vqshm.host.launcher import main; main()"
+_CODE: Final = "from vqshm.host.coordination.launcher import main; main()"
 
 
 def launch(

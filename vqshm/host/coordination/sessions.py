@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from vqshm.host.liveness import ProcessId
+from vqshm.host.system.liveness import ProcessId
 from vqshm.memory import Region
 from vqshm.transport import Manifest, Plan
 

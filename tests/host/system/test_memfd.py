@@ -24,7 +24,8 @@ from vqshm.errors import (
     UntrustedPeer,
     VersionMismatch,
 )
-from vqshm.host import Condition, Coordinator, ProcessId, look_at, memfd, names, open_plan, shm, sweep
+from vqshm.host import Condition, Coordinator, ProcessId, look_at, open_plan, sweep
+from vqshm.host.system import memfd, names, shm
 from vqshm.notify import Deadline
 from vqshm.transport import Channel
 from vqshm.view import regions

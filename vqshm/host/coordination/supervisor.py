@@ -34,9 +34,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from vqshm.errors import RuleError, VqshmError
-from vqshm.host import names
 from vqshm.host.connection import connect, rebuilt
 from vqshm.host.endpoint import CONTROL_TIMEOUT
+from vqshm.host.system import names
 from vqshm.notify import Deadline
 from vqshm.transport import clip
 

@@ -16,7 +16,7 @@ import pytest
 from vqshm_harness import clear_away, descriptors, new_name
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
-from vqshm.host import pages, shm
+from vqshm.host.system import pages, shm
 
 PAGE = 4096
 OTHER_USER = 4242
@@ -151,7 +151,7 @@ def test_the_limit_of_a_process_is_no_room_and_no_signal(start, name):
 @pytest.mark.fault("E01", "E02")
 def test_a_full_shared_memory_is_an_error_and_never_sigbus(name):
     program = (
-        "import sys; from vqshm.errors import ShmFull; from vqshm.host import shm; from pathlib import Path\n"
+        "import sys; from vqshm.errors import ShmFull; from vqshm.host.system import shm; from pathlib import Path\n"
         "fits = shm.create('fits', 256 << 10)\n"
         "fits[:] = b'x' * len(fits)\n"
         "try: shm.create('big', 900 << 10)\n"

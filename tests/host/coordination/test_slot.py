@@ -7,7 +7,7 @@ import pytest
 from vqshm import spec
 from vqshm.errors import InvalidState, NegotiationError, RoleTaken, RuleError
 from vqshm.host import ProcessId
-from vqshm.host.slot import Slot
+from vqshm.host.coordination.slot import Slot
 from vqshm.memory import Region
 from vqshm.transport import DeviceSpec, Manifest, QueueSpec, plan, status
 

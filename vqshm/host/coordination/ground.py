@@ -10,15 +10,16 @@ import os
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vqshm.errors import NameInUse, RegionShrunk, StaleSession
-from vqshm.host import memfd, names, sessions, shm
-from vqshm.host.liveness import ProcessId
+from vqshm.host.coordination import sessions
+from vqshm.host.system import memfd, names, shm
+from vqshm.host.system.liveness import ProcessId
 from vqshm.memory import Region
 from vqshm.transport import Plan, write_manifest
 
 if TYPE_CHECKING:
     import mmap
 
-    from vqshm.host.pages import Hints
+    from vqshm.host.system.pages import Hints
     from vqshm.notify.notifier import Kind
 
 MemoryKind = Literal["named", "memfd"]

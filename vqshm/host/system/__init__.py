@@ -1,0 +1,1 @@
+"""System: what a host has of its operating system: memory objects, their pages, names in the file system, processes."""
