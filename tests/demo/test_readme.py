@@ -110,7 +110,7 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
     pytest.fail(f"it never said {words!r}: {said}")
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=["eventfd", "semaphore", "blk"])
+@pytest.mark.parametrize("walk", WALKS, ids=["eventfd", "semaphore", "blk", "resume"])
 def test_three_terminals(walk, tmp_path):
     name = f"walk-{os.getpid()}-{next(_numbers)}"  # others may run the README, too
     walk = re.sub(r"\bwalk\b", name, walk).replace("disk.img", str(tmp_path / "disk.img"))
@@ -133,8 +133,8 @@ def test_three_terminals(walk, tmp_path):
     assert not any(name in path.name for path in Path("/dev/shm").iterdir())
 
 
-def test_there_are_three_walks():
-    assert len(WALKS) == 3
+def test_there_are_four_walks():
+    assert len(WALKS) == 4
     assert len(PROGRAMS) == 3
 
 

@@ -35,6 +35,14 @@ def test_one_pair_has_one_lane_that_need_not_be_named(notify):
     assert name not in shm.existing()
 
 
+def test_a_channel_of_sealed_memory_leaves_no_name_there():
+    name = new_name()
+    with open_channel(name, memory="memfd"), Receiver.attach(name) as receiver, Sender.attach(name) as sender:
+        assert name not in shm.existing()
+        sender.send(b"x")
+        assert receiver.recv(PATIENCE) == b"x"
+
+
 def test_several_pairs_have_a_lane_each():
     name = new_name()
     with open_channel(name, senders=3, receivers=2, size=8, buffer_bytes=4096):

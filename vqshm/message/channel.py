@@ -17,11 +17,14 @@ from vqshm.errors import NotFound, RuleError
 from vqshm.host import launch
 from vqshm.host.coordination.launcher import START_TIMEOUT
 from vqshm.host.system import names
+from vqshm.host.system.pages import NO_HINTS
 from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.transport.planning import MAX_DEVICES
 
 if TYPE_CHECKING:
+    from vqshm.host.coordination.ground import MemoryKind
     from vqshm.host.coordination.launcher import Launched
+    from vqshm.host.system.pages import Hints
     from vqshm.notify.notifier import Kind
     from vqshm.transport import DevicePlan
 
@@ -37,12 +40,16 @@ def open_channel(
     size: int = 256,
     buffer_bytes: int = 4 << 20,
     notify: Kind = "eventfd",
+    memory: MemoryKind = "named",
+    hints: Hints = NO_HINTS,
     timeout: float | None = START_TIMEOUT,
 ) -> Launched:
     """Make a channel, and return when it can be attached to. A context manager; leaving it removes the channel.
 
     `size`: messages in flight per lane, a power of two. `buffer_bytes`: bytes in flight per lane; no message can be
-    larger. Raises ValueError for more than 64 lanes, and what `launch` raises.
+    larger. `memory`, `hints`: as of `Coordinator`.
+
+    Raises ValueError for more than 64 lanes, and what `launch` raises.
     """
     if senders < 1 or receivers < 1 or senders * receivers > MAX_DEVICES:
         raise ValueError(f"a channel has 1 to {MAX_DEVICES} lanes, not {senders} x {receivers}")
@@ -51,6 +58,8 @@ def open_channel(
         name,
         [DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0) for lane in lane_names(senders, receivers)],
         notify=notify,
+        memory=memory,
+        hints=hints,
         timeout=timeout,
     )
 
