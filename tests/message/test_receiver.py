@@ -22,6 +22,7 @@ from vqshm.errors import (
     NoRoom,
     PeerGone,
     PeerViolation,
+    QueueBroken,
     QueueEmpty,
 )
 
@@ -464,3 +465,46 @@ def test_a_limit_below_one_is_refused_and_takes_no_role(make_channel, limit):
         Receiver.attach(channel.name, limit=limit)
     with Receiver.attach(channel.name):
         pass
+
+
+# -- behind a violation ------------------------------------------------------------------------------------------------
+
+
+def send_too_much(me, region):
+    """Send a message that is too long; when told so reset the lane and send another one."""
+    with Sender.attach(region) as sender:
+        sender.send(bytes(101))
+        me.recv()
+        sender.reset(PATIENCE)
+        sender.send(b"anew")
+        me.recv()
+
+
+def test_behind_a_violation_the_reset_of_the_sender_is_waited_for(make_channel, start):
+    name = make_channel().name
+    with Receiver.attach(name, limit=100) as receiver:
+        sender = start(send_too_much, name)
+        with pytest.raises(PeerViolation):
+            receiver.recv(PATIENCE)
+        for timeout in (0, 0.01):
+            with pytest.raises(QueueBroken, match="must reset it"):
+                receiver.recv(timeout)
+        sender.say("go on")
+        assert receiver.recv() == b"anew"
+        sender.say("leave")
+
+
+def test_behind_a_violation_a_sender_that_dies_is_not_waited_for(make_channel, start):
+    name = make_channel().name
+    with Receiver.attach(name, limit=100) as receiver:
+        sender = start(send_too_much, name)
+        with pytest.raises(PeerViolation):
+            receiver.recv(PATIENCE)
+        timer = threading.Timer(0.2, sender.kill)
+        timer.start()
+        with pytest.raises(NoMessage, match="no driver attached"):  # it is the next one that is waited for
+            receiver.recv(1.0)
+        timer.join()
+        with Sender.attach(name) as other:
+            other.send(b"anew")
+            assert receiver.recv(PATIENCE) == b"anew"

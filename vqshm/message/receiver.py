@@ -86,7 +86,8 @@ class Receiver(GetWords, End):
         """The next message. Waits for it at most `timeout` seconds (None: for ever).
 
         Raises NoMessage (a QueueEmpty and a TimeoutError), EndOfMessages once the sender has left and everything was
-        received, the PeerViolation of a sender that breaks a rule, QueueBroken, InvalidState, ValueError.
+        received, the PeerViolation of a sender that breaks a rule, QueueBroken if it has not reset the lane in time
+        since then, InvalidState, ValueError.
         """
         return self._inlet.recv(timeout)
 
@@ -155,6 +156,8 @@ class Receiver(GetWords, End):
             inlet.pace.slept(time.monotonic_ns() - start)
         if not self._ears.given_out:
             inlet.disable_notification()
+        if inlet.available():  # asked first of all: what runs after a sleep is slow
+            return self._remember_work()
         gone = device.leaving or device.peer_gone  # asked before the ring: what it sent last must not be missed
         if inlet.available():
             return self._remember_work()
@@ -170,8 +173,10 @@ class Receiver(GetWords, End):
         inlet.collect()
         if inlet.broken is not None:
             device.hear()
-            if not (device.leaving or device.peer_gone):
-                raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it")
+            while not (device.leaving or device.peer_gone):
+                if deadline.expired or device.coordinator_gone:  # without a coordinator there are no resets
+                    raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it")
+                self._ears.listen(deadline.remaining())
         elif device.running and not self._ended:
             self._ended = True
             peer, ended = device.peer, device.driver_ended
