@@ -6,8 +6,8 @@ The rule
   expected to have done all that it holds within that time: nobody else would begin earlier.
 - Else the turn goes to one of whom that can be expected: who got the fewest messages lately, in the last tenths of a
   second; if there is nobody, to who holds the fewest.
-- Nobody keeps the turn for more than 2 milliseconds (`TENURE`) while others have room. So over a second, those who
-  could do equally much get equally much, within a factor of two.
+- Nobody keeps the turn for more than 2 milliseconds (`TENURE`) while others have room. So over some seconds, those who
+  could do equally much get roughly equally much; over tenths of a second, whoever was awake gets most.
 
 What can be expected is learned from what each one gave back, and how soon: slow to trust (the expected cost of a
 message falls by half at most, at a time), quick to doubt (it rises at once). Whoever has shown nothing yet, or takes
