@@ -294,7 +294,7 @@ def test_an_object_that_was_never_initialised_raises_but_does_not_crash(name):
 
 RIG = """
 from vqshm.ring import SplitLayout
-from vqshm.lane.alone import ALONE
+from vqshm.lane.keeper import ALONE
 
 class Bell:
     def signal(self): pass

@@ -17,12 +17,12 @@ driver of somebody else, or a call, whose answer needs room) is fetched and chec
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
 from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
 from vqshm.lane import serving
-from vqshm.lane.alone import ALONE
+from vqshm.lane.keeper import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.lent import Lent, new_lent
 from vqshm.notify.spin import Pace
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from vqshm.lane.keeper import InletKeeper
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
     from vqshm.ring.chain import DescriptorChain
@@ -43,25 +44,6 @@ _IDX = ring_layout.IDX
 _SHOW_EVERY = 4096  # messages
 _HELD_MESSAGES = 16  # given back without telling the driver, at most
 _HELD_BYTES = 1 << 14  # likewise
-
-
-class InletKeeper(Protocol):
-    """Who knows the process on the other side."""
-
-    def sleep(self, deadline: Deadline) -> bool:
-        """Sleep until there is a message, or news that `get_ready` then tells; False at the deadline."""
-
-    def get_ready(self, deadline: Deadline) -> None:
-        """Return when messages can come. Raises EndOfMessages, InvalidState, QueueBroken, DeadlineExceeded."""
-
-    def broke(self, error: VqshmError) -> None:
-        """The driver broke a rule, and the lane is out of use: tell whom it concerns."""
-
-    def show_counts(self) -> None:
-        """Show the counters to whoever watches."""
-
-    def stalled(self) -> str:
-        """Who is waited for: for the message of a deadline."""
 
 
 class Inlet(DeviceQueue):

@@ -18,11 +18,11 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
 from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RuleError, VqshmError
-from vqshm.lane.alone import ALONE
+from vqshm.lane.keeper import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.address import align_up
 from vqshm.memory.arena import Arena
@@ -37,6 +37,7 @@ from vqshm.ring.split_driver import DriverQueue
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from vqshm.lane.keeper import OutletKeeper
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
     from vqshm.ring.layout import SplitLayout
@@ -48,25 +49,6 @@ _WAITING = -1  # the state of a call: no answer yet
 _FORGOTTEN = -2  # no answer yet, and nobody waits for it any more
 _LARGEST = (1 << 32) - GRAIN  # bytes of an arena: a descriptor's length has 32 bits
 _BATCH = 31  # a `send_many` publishes whenever so many bits of its count are 0: every 32 messages
-
-
-class OutletKeeper(Protocol):
-    """Who knows the process on the other side."""
-
-    def sleep(self, deadline: Deadline, after: int) -> bool:
-        """Sleep until about `after` messages were given back, or at least one; False at the deadline.
-
-        Raises PeerGone, PeerViolation, DeviceNeedsReset.
-        """
-
-    def show_counts(self) -> None:
-        """Show the counters to whoever watches."""
-
-    def get_ready(self) -> None:
-        """Raise what keeps the outlet from working, unless that is over."""
-
-    def stalled(self) -> str:
-        """Who holds what: for the message of a deadline."""
 
 
 class Outlet(DriverQueue):
