@@ -91,9 +91,12 @@ def started(command: str, folder: Path):
 
 
 def command_line(command: str) -> list[str]:
-    program, *rest = shlex.split(command)
     scripts = {"vqshm": [sys.executable, "-m", "vqshm"], "python": [sys.executable]}
-    return [*scripts.get(program, [program]), *rest]
+    line, program = [], True  # a program comes first, and behind `--`
+    for word in shlex.split(command):
+        line += scripts.get(word, [word]) if program else [word]
+        program = word == "--"
+    return line
 
 
 def environment() -> dict[str, str]:

@@ -83,7 +83,7 @@ class Ears:
                 end._endpoint.hear()  # noqa: SLF001
         if self._epoll is None:
             return self._listen_in_slices(seconds)
-        heard = self._epoll.poll(LONGEST_SLEEP if seconds is None else min(seconds, LONGEST_SLEEP))
+        heard = self._epoll.poll(None if seconds is None else min(seconds, LONGEST_SLEEP))  # None: without a timer
         for fd, _ in heard:
             what, number = self._sources.get(fd, ("", 0))
             if what == "bell":
