@@ -106,7 +106,6 @@ def test_nor_on_a_processor_that_orders_no_more_than_c11_promises(scenario):
         (fan_out(1, mode="broadcast"), 1),
         slow(fan_in(2), 1),
         slow(fan_in(1), 2),
-        slow(fan_out(2, mode="broadcast"), 1),
     ],
     ids=str,
 )

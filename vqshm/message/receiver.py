@@ -171,7 +171,7 @@ class Receiver(GetWords, End):
         inlet, device = self._inlet, self._device
         device.check_usable()
         inlet.collect()
-        if inlet.broken is not None:
+        if inlet.broken is not None and device.running:
             device.hear()
             while not (device.leaving or device.peer_gone):
                 if deadline.expired or device.coordinator_gone:  # without a coordinator there are no resets

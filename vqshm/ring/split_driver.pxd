@@ -28,6 +28,8 @@ cdef class DriverQueue(Half):
     @cython.locals(needed=int)
     cpdef int room_for(self, Py_ssize_t count) except -1
     cdef bint _in_table(self, Py_ssize_t count) except -1
+    @cython.final
+    cdef int _mend(self) except -1
     cpdef bint is_in_flight(self, Py_ssize_t head) except -1
     cpdef publish(self)
     @cython.locals(addr="unsigned long long", length=Py_ssize_t)

@@ -41,7 +41,7 @@ def test_what_ends_well_has_done_its_work():
         assert ended == ("w", What.ENDED, pid, 0, 0.0)
         assert supervisor.states == {"w": What.ENDED}
         assert supervisor.pid("w") == 0
-        assert supervisor.step(PATIENCE) == []  # nothing will happen: it does not wait
+        assert supervisor.step(None) == []  # nothing will happen: it does not wait
 
 
 def test_what_dies_is_started_again_with_growing_pauses_until_it_is_in_vain():
@@ -168,7 +168,9 @@ def test_a_driver_notices_of_a_supervised_device_nothing_but_a_delay(make_region
         while not actor.connection.poll(0):
             seen += supervisor.step(0.05)
         assert actor.hear() == [b"live", b"die once", b"live on"]
-        assert [one.what for one in seen] == [What.DIED, What.STARTED]
+        what = [one.what for one in seen]
+        assert what[:2] == [What.DIED, What.STARTED]
+        assert what[2:] in ([], [What.ENDED])  # its driver has left, and it may have noticed
 
 
 @pytest.mark.usefixtures("pythonpath")

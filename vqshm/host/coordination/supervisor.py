@@ -160,10 +160,12 @@ class Supervisor:
     def step(self, timeout: float | None = 0.0) -> list[Happening]:
         """Wait until something happens, at most `timeout` seconds (None: for ever), and see to it."""
         deadline = Deadline(timeout)
-        while True:
+        seen: list[Happening] = []
+        while self.busy and not seen:  # where nothing can happen any more, nothing is waited for
             seen = self._look(deadline.remaining())
-            if seen or deadline.expired or not self.busy:
-                return seen
+            if deadline.expired:
+                break
+        return seen
 
     def run(self, stop: int = -1) -> dict[str, What]:
         """Go on until nothing is left to run, or descriptor `stop` becomes readable; the `states`."""
