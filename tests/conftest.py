@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -139,3 +143,22 @@ def in_foreign_hands(names: set[str]) -> set[str]:
                 continue
             held |= {name for name in names if name in text}
     return held
+
+
+@pytest.fixture(scope="module")
+def load_tool() -> Iterator[Callable[[str], ModuleType]]:
+    """Load a program of tools/ as a module, by the name of its file: no folder of tools is on sys.path."""
+    loaded = []
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(
+            f"vqshm_{name}", Path(__file__).parents[1] / "tools" / f"{name}.py"
+        )
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+        loaded.append(spec.name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in loaded:
+        del sys.modules[name]

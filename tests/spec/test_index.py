@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,8 @@ TOOL = Path(__file__).parents[2] / "tools" / "spec_index.py"
 
 
 @pytest.fixture(scope="module")
-def index():
-    spec = importlib.util.spec_from_file_location("vqshm_spec_index", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+def index(load_tool):
+    return load_tool("spec_index")
 
 
 def test_every_mark_names_a_statement_and_every_statement_is_there_once(index):
