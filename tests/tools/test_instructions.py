@@ -90,11 +90,14 @@ def test_no_operation_is_over_its_budget(tool, counted):
 
 @pytest.mark.long
 @pytest.mark.timeout(400)  # 15 s on an idle machine, for the first of them
-def test_two_counts_agree_within_a_thousandth(counted):
+def test_two_counts_of_the_core_agree_within_a_thousandth_and_of_all_within_the_tolerance(tool, counted):
     first, second = counted
+    # what is not the core (malloc, the interpreter) goes other ways in other surroundings
+    tolerance = json.loads(tool.BUDGETS.read_text())["tolerance"]["same tools"]
     assert list(first) == list(second)
     for name, figure in first.items():
-        assert tuple(second[name]) == pytest.approx(tuple(figure), rel=0.001), name
+        assert second[name].core == pytest.approx(figure.core, rel=0.001), name
+        assert second[name].all == pytest.approx(figure.all, rel=tolerance), name
 
 
 @pytest.mark.long
