@@ -16,7 +16,7 @@ ROOT = Path(vqshm.__file__).parent
 
 # The rows of the house, lowest first.
 ROWS = (
-    ("errors", "spec", "core", "_build_info"),
+    ("errors", "spec", "core", "closing", "_build_info"),
     ("memory",),
     ("ring",),
     ("notify", "transport", "lane"),

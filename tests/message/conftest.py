@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
+from vqshm_harness import make_region, nursery, start
 
-# importlib mode puts no folder of tests on sys.path, so that helpers are imported by their path.
-HARNESS = Path(__file__).parents[1] / "host" / "harness.py"
-
-if "vqshm_harness" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("vqshm_harness", HARNESS)
-    sys.modules["vqshm_harness"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["vqshm_harness"])
-
-from vqshm_harness import make_region, nursery, start  # noqa: E402 - fixtures
-
-from vqshm import DeviceSpec, QueueSpec, Receiver, Sender  # noqa: E402 - as above
-from vqshm.errors import InvalidState  # noqa: E402 - as above
-from vqshm.spec import VQSHM_ID_LANE  # noqa: E402 - as above
+from vqshm import DeviceSpec, QueueSpec, Receiver, Sender
+from vqshm.errors import InvalidState
+from vqshm.spec import VQSHM_ID_LANE
 
 __all__ = ["make_channel", "make_region", "nursery", "pair", "start"]
 

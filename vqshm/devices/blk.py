@@ -24,9 +24,10 @@ completes [5.2.6.2].
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vqshm import spec
+from vqshm.closing import Closing
 from vqshm.devices.blk_layout import HEADER, SECTOR, SEGMENT, BlkConfig, Segment, unpack_segments
 from vqshm.devices.image import Image
 from vqshm.errors import RuleError
@@ -34,7 +35,6 @@ from vqshm.ring.chain import Writer
 
 if TYPE_CHECKING:
     import os
-    from types import TracebackType
 
     from vqshm.ring.chain import DescriptorChain, Reader
 
@@ -59,7 +59,7 @@ class _Refused(Exception):
         self.status = status
 
 
-class Blk:
+class Blk(Closing):
     """A handler that is a disk, whose sectors are those of the image at `path`.
 
     `queues`, `queue_size`: as the device was laid out; with more than one queue VIRTIO_BLK_F_MQ is offered. `serial`:
@@ -94,14 +94,6 @@ class Blk:
         self.unanswered = 0  # requests without a status byte, or with one that is not in guest memory
         self.failed = 0  # requests that ended with IOERR or UNSUPP
         self.last_error: OSError | None = None  # what the file said last, when it failed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the image."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from vqshm import spec
+from vqshm.closing import Closing
 from vqshm.errors import (
     CoordinatorGone,
     DeadlineExceeded,
@@ -38,14 +39,13 @@ from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, close_all
 
 if TYPE_CHECKING:
     import mmap
-    from types import TracebackType
 
     from vqshm.transport import DevicePlan, QueuePlan
 
 CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
 
 
-class Endpoint:
+class Endpoint(Closing):
     """One role on one device. Use `Driver.attach` or `Device.attach`. A context manager."""
 
     role = ""
@@ -344,14 +344,6 @@ class Endpoint:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"an attached {self.role} belongs to its process: send its `handle`, and attach by that")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.region}/{self.plan.name}{' closed' if self._closed else ''}>"

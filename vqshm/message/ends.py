@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from vqshm.closing import Closing
 from vqshm.errors import InvalidState
 from vqshm.message.ears import Ears
 
@@ -19,15 +20,8 @@ if TYPE_CHECKING:
     from vqshm.notify import Notifier
 
 
-class Closing:
-    """Something to be closed, whose `close` refuses while parts of it are lent out. A context manager."""
-
-    def close(self) -> None:
-        """Give it back. Raises InvalidState while parts of it are lent out."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
+class Lends(Closing):
+    """Something whose `close` refuses while parts of it are lent out: InvalidState."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -39,7 +33,7 @@ class Closing:
                 self.close()
 
 
-class End(Closing):
+class End(Lends):
     """One end of a lane."""
 
     def __init__(self, endpoint: Endpoint, bell: Notifier) -> None:

@@ -16,18 +16,16 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
+from vqshm.closing import Closing
 from vqshm.errors import InvalidState, ProtocolError
 from vqshm.notify.wait import Deadline, park_on
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _CLOSED: Final = -1
 
 
-class EventFd:
+class EventFd(Closing):
     """One eventfd, non-blocking and close-on-exec. A context manager."""
 
     kind: Final = "eventfd"
@@ -90,14 +88,6 @@ class EventFd:
         fd, self._fd = self._fd, _CLOSED
         if fd != _CLOSED:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<EventFd {'closed' if self._fd == _CLOSED else self._fd}>"

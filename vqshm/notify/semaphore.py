@@ -17,21 +17,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
+from vqshm.closing import Closing
 from vqshm.errors import InvalidState, NameInUse, NotFound, UntrustedPeer
 from vqshm.memory import atomic
 from vqshm.notify.wait import Deadline
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _NAME: Final = re.compile(r"/[A-Za-z0-9_.-]{1,200}")
 _LONGEST_WAIT: Final = 3600.0  # seconds; a bound for the C type behind the timeout
 _MOST_CLEARED: Final = 64  # counts; a peer that pushes the value up for ever costs spurious wake-ups, not all our time
 
 
-class Semaphore:
+class Semaphore(Closing):
     """One named semaphore used as a wake-up. A context manager; leaving it closes and does not unlink."""
 
     kind: Final = "semaphore"
@@ -123,14 +121,6 @@ class Semaphore:
         if self._handle is None:
             raise InvalidState(f"semaphore {self.name} is closed", name=self.name)
         return self._handle
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Semaphore {self.name}{' closed' if self._handle is None else ''}>"

@@ -22,15 +22,15 @@ import select
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vqshm.closing import Closing
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerGone, ProtocolError, UntrustedPeer
 from vqshm.notify.wait import Deadline
 from vqshm.transport.messages import MAX_FDS, MAX_FRAME, Message, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
 MAX_UNSENT: Final = 64  # frames kept for a peer that does not read
 
@@ -53,7 +53,7 @@ class Credentials(NamedTuple):
     gid: int
 
 
-class Channel:
+class Channel(Closing):
     """One end of a connection. A context manager."""
 
     def __init__(self, sock: socket.socket, *, max_fds: int = 0) -> None:
@@ -167,14 +167,6 @@ class Channel:
         poller.register(self.fileno(), event)
         left = deadline.remaining()
         poller.poll(None if left is None else min(left, 3600.0) * 1000)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:

@@ -19,9 +19,10 @@ import select
 import socket
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from vqshm import errors
+from vqshm.closing import Closing
 from vqshm.errors import (
     ForkedHandle,
     InvalidState,
@@ -52,7 +53,6 @@ from vqshm.transport import (
 
 if TYPE_CHECKING:
     import mmap
-    from types import TracebackType
 
     from vqshm.notify.notifier import Kind
 
@@ -60,7 +60,7 @@ MAX_CLIENTS = 256  # connections at a time; for one more the oldest without a ro
 BACKLOG = 64
 
 
-class Coordinator:
+class Coordinator(Closing):
     """Owner of one region.
 
     `name`: 1 to 31 of a-z 0-9 _ . -. `devices`: what is in it. `notify`: "eventfd" or "semaphore". `memory`: "named" in
@@ -372,14 +372,6 @@ class Coordinator:
         for bell in self._bells:
             bell.close()
         os.close(self._spare)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Coordinator {self.name!r} {'closed' if self._closed else f'{len(self._clients)} clients'}>"

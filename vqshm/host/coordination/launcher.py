@@ -19,9 +19,10 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from vqshm import core, errors
+from vqshm.closing import Closing
 from vqshm.errors import DeadlineExceeded, NotFound, PeerGone, VqshmError
 from vqshm.host.coordination.coordinator import Coordinator
 from vqshm.host.coordination.ground import MEMORY_KINDS, MemoryKind
@@ -33,7 +34,7 @@ from vqshm.transport import DeviceSpec, QueueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType, TracebackType
+    from types import FrameType
 
 START_TIMEOUT: Final = 30.0  # seconds; an interpreter that starts on a busy machine
 CLOSE_TIMEOUT: Final = 5.0  # seconds before a coordinator that does not end is killed
@@ -75,7 +76,7 @@ def launch(
     return launched
 
 
-class Launched:
+class Launched(Closing):
     """A coordinator process. A context manager; `core` tells which core runs in it."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
@@ -138,14 +139,6 @@ class Launched:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "running" if self.process.poll() is None else "ended"

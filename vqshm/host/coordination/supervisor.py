@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from vqshm.closing import Closing
 from vqshm.errors import RuleError, VqshmError
 from vqshm.host.connection import connect, rebuilt
 from vqshm.host.endpoint import CONTROL_TIMEOUT
@@ -41,8 +42,6 @@ from vqshm.notify import Deadline
 from vqshm.transport import clip
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vqshm.host.handle import Handle
 
 log = logging.getLogger("vqshm.supervisor")
@@ -127,7 +126,7 @@ class _Charge:
     deaths: deque[float] = field(default_factory=deque)
 
 
-class Supervisor:
+class Supervisor(Closing):
     """Keeps `workers` running, from `start` (or entering its `with` block) on. A context manager."""
 
     def __init__(self, workers: Iterable[Worker]) -> None:
@@ -281,11 +280,6 @@ class Supervisor:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         words = ", ".join(f"{name} {state}" for name, state in self.states.items())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 from vqshm.errors import InvalidState, RoleTaken, VqshmError
 from vqshm.message.channel import lanes_of
 from vqshm.message.ears import Ears
-from vqshm.message.ends import Closing, End
+from vqshm.message.ends import End, Lends
 from vqshm.notify.spin import Pace
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ ENDLESS: Final = 3  # looks behind a deadline, while somebody rings again and ag
 Lane = TypeVar("Lane", bound=End)
 
 
-class Fan(Closing, Generic[Lane]):
+class Fan(Lends, Generic[Lane]):
     """Some lanes of a channel, as one. A context manager."""
 
     _ours: str  # "sender" or "receiver"
