@@ -47,6 +47,9 @@ class Keeper:
             return False
         return self.meanwhile() is not False
 
+    def lie_down(self, _deadline):
+        return False
+
     def get_ready(self, _deadline=None):
         if self.end.broken is not None:
             raise QueueBroken(f"broken: {self.end.broken}")

@@ -112,6 +112,13 @@ MUTANTS = [
         ReceiverKeeper,
         "sleep",
         (("inlet.available() or inlet.enable_notification()", "inlet.available()"),),
+        partial(lane, bed=False),
+    ),
+    Mutant(
+        "receiver: lies down without arming",
+        ReceiverKeeper,
+        "lie_down",
+        (("inlet.available() or inlet.enable_notification()", "inlet.available()"),),
         lane,
     ),
     # whether to wake
@@ -184,7 +191,7 @@ MUTANTS = [
         "_wait_long",
         (
             ("self.tell()\n        if self.pace", "if self.pace"),
-            ("self.tell()\n        if not self.keeper", "if not self.keeper"),
+            ("self.tell()\n        if self.keeper", "if self.keeper"),
         ),
         partial(lane, 3, held=4),
     ),

@@ -12,6 +12,7 @@ from vqshm_explorer import Scenario
 
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
+from vqshm.memory import atomic
 from vqshm.message.receiver import Receiver
 from vqshm.message.sender import Sender
 from vqshm.notify.spin import Pace
@@ -191,21 +192,22 @@ def device(world, *, layout, event_idx, count, start, lazy, pairs):
 GRAIN = 64  # bytes of the arena that a small message takes
 
 
-def lane(count=3, size=2, *, event_idx=True, start=0, held=2, room=2, many=False):
+def lane(count=3, size=2, *, event_idx=True, start=0, held=2, room=2, many=False, bed=True):
     """A sender sends `count` messages through an arena for `room`, the receiver receives them; both sleep as they do.
 
     `held`: how many messages the receiver gives back before it shows that. `many`: with `send_many` and `recv_many`.
+    `bed`: whether the receiver has one; else it sleeps as with semaphores, or where an event loop watches.
     """
     layout = SplitLayout.at(BASE, size)
     area = (layout.end + GRAIN - 1) // GRAIN * GRAIN
     common = {"layout": layout, "event_idx": event_idx, "count": count, "start": start, "many": many}
     return Scenario(
-        named("lane", count, size, flags=not event_idx, start=start, held=held, room=room, many=many),
+        named("lane", count, size, flags=not event_idx, start=start, held=held, room=room, many=many, bedless=not bed),
         BASE,
         blank(layout, area - layout.end + room * GRAIN, start),
         {
             "sender": partial(sender, area=(area, room * GRAIN), **common),
-            "receiver": partial(receiver, held=held, **common),
+            "receiver": partial(receiver, held=held, bed=bed, **common),
         },
     )
 
@@ -218,6 +220,21 @@ class Doorbell:
         self.world.ring(self.name)
 
 
+class Bed:
+    """As the kernel's. What has rung is silenced when it is heard, so before one asks to be woken again."""
+
+    def __init__(self, world, bell):
+        self.world, self.bell = world, bell
+        self.timed = False
+
+    def make(self, seconds):
+        self.timed = seconds is not None
+
+    def doze(self, region, offset, old):
+        self.world.wait(self.bell, timed=self.timed)
+        return atomic.load_u16(region, offset) != old
+
+
 class Ears:
     """What the ends of a lane sleep on, as far as a doorbell goes."""
 
@@ -225,6 +242,7 @@ class Ears:
 
     def __init__(self, world, bell):
         self.world, self.bell = world, bell
+        self.bed = Bed(world, bell)
 
     def may_glance(self):
         return False
@@ -274,6 +292,9 @@ class SenderKeeper(Keeper):
 
 class ReceiverKeeper(Keeper):
     sleep = Receiver.sleep
+    lie_down = Receiver.lie_down
+    get_up = Receiver.get_up
+    _look_around = Receiver._look_around
 
 
 def sender(world, *, layout, event_idx, count, start, many, area, bells=("kick", "call")):
@@ -296,11 +317,13 @@ def sender(world, *, layout, event_idx, count, start, many, area, bells=("kick",
     assert_idle(outlet)
 
 
-def receiver(world, *, layout, event_idx, count, start, many, held, bells=("kick", "call")):
+def receiver(world, *, layout, event_idx, count, start, many, held, bed=True, bells=("kick", "call")):
     """It receives `count` messages, or what comes, for ever (None)."""
     inlet = Inlet(world.memory, layout, Doorbell(world, bells[1]), event_idx=event_idx, name="inlet")
     inlet._most_held = held
     inlet.keeper = ReceiverKeeper(world, bells[0], inlet)
+    if not bed:
+        inlet.keeper._ears.bed = None
     inlet.pace = Pace(0)
     inlet.seek(start, start)
     inlet.disable_notification()

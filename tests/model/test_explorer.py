@@ -48,6 +48,7 @@ def slow(*arguments):
         exchange(2, batch=2, after=2),
         slow(exchange(3, batch=2, after=2)),
         lane(2),
+        lane(2, bed=False),
         lane(3, 4, held=4, room=4, many=True),
         slow(lane(3, many=True)),
         slow(lane(2, event_idx=False)),

@@ -4,7 +4,9 @@ import cython
 
 cimport vqshm.memory.atomic as atomic
 from vqshm.memory.lent cimport Lent, new_lent
-from vqshm.notify.spin cimport Pace
+from vqshm.notify.bed cimport Bed
+from vqshm.notify.eventfd cimport ring
+from vqshm.notify.spin cimport Pace, now
 from vqshm.ring.chain cimport DescriptorChain
 from vqshm.ring.split_device cimport DeviceQueue
 
@@ -16,6 +18,7 @@ cdef class Inlet(DeviceQueue):
     cdef readonly object bell
     cdef public object keeper
     cdef readonly Pace pace
+    cdef public Bed bed
     cdef public bint ready
     cdef readonly int epoch, lent
     cdef public long long messages, bytes_in, calls, calls_suppressed, waits
@@ -38,12 +41,14 @@ cdef class Inlet(DeviceQueue):
     cdef Lent _lend_chain(self, DescriptorChain chain)
     cdef inline int _give_back(self, int head, Py_ssize_t written, long long length) except -1
     cpdef tell(self)
-    cdef _ring(self)
     cpdef collect(self)
     cdef _write_reply(self, DescriptorChain chain, object data, Py_ssize_t count)
     cdef inline int _await_message(self, object timeout) except -1
     cdef _wait(self, object timeout)
+    @cython.locals(awake=bint)
     cdef _wait_long(self, object timeout)
+    @cython.locals(start="long long", there=bint)
+    cdef bint _doze(self) except -1
 
 
 @cython.final

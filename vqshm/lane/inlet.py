@@ -25,7 +25,8 @@ from vqshm.lane import serving
 from vqshm.lane.keeper import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.lent import Lent, new_lent
-from vqshm.notify.spin import Pace
+from vqshm.notify.eventfd import ring
+from vqshm.notify.spin import Pace, now
 from vqshm.notify.wait import Deadline
 from vqshm.ring import layout as ring_layout
 from vqshm.ring.split_device import DeviceQueue
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vqshm.lane.keeper import InletKeeper
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
+    from vqshm.notify.bed import Bed
     from vqshm.ring.chain import DescriptorChain
     from vqshm.ring.layout import SplitLayout
 
@@ -63,6 +65,7 @@ class Inlet(DeviceQueue):
         "_orphans",
         "_shown",
         "_waiting",
+        "bed",
         "bell",
         "bytes_in",
         "calls",
@@ -101,6 +104,7 @@ class Inlet(DeviceQueue):
         self.epoch = 0  # restarts so far
         self.bell = bell
         self.keeper = keeper
+        self.bed: Bed | None = None  # what to sleep on, once the keeper has made it
         self.pace = Pace()
         self.ready = True  # whether messages can come; if not, `get_ready` says why
         self.messages = self.bytes_in = self.calls = self.calls_suppressed = self.waits = 0
@@ -241,20 +245,12 @@ class Inlet(DeviceQueue):
         self.publish_used()
         if self.needs_notification():
             self.calls += 1
-            self._ring()
+            ring(self.bell)
         else:
             self.calls_suppressed += 1
         if self.messages - self._shown >= _SHOW_EVERY:
             self._shown = self.messages
             self.keeper.show_counts()
-
-    def _ring(self) -> None:
-        """Call the driver, whatever interrupts us: it sleeps, and nobody would wake it later for what was shown now."""
-        try:
-            self.bell.signal()
-        except BaseException:
-            self.bell.signal()
-            raise
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("the end of a lane cannot be copied")
@@ -317,8 +313,24 @@ class Inlet(DeviceQueue):
             if self._look() > 0:
                 return
             self.tell()
-            if not self.keeper.sleep(deadline):
+            if self.keeper.lie_down(deadline):
+                if self._doze():
+                    return
+                awake = self.keeper.get_up(deadline)
+            else:
+                awake = self.keeper.sleep(deadline)
+            if not awake:
                 raise NoMessage(f"{self.name}: no message came in time; {self.keeper.stalled()}")
+
+    def _doze(self) -> bool:
+        """Sleep on the bed that was made; then look for a message, before anybody does anything else."""
+        if self.bed is None:
+            return False
+        start = now()
+        there = self.bed.doze(atomic.region_of(self._avail), _IDX, self.next_avail)
+        self.disable_notification()
+        self.pace.slept(now() - start)
+        return there and self._look() > 0
 
 
 class Loan:

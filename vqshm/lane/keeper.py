@@ -20,6 +20,12 @@ class InletKeeper(Protocol):
     def sleep(self, deadline: Deadline) -> bool:
         """Sleep until there is a message, or news that `get_ready` then tells; False at the deadline."""
 
+    def lie_down(self, deadline: Deadline) -> bool:
+        """Make the inlet's bed: True if it is to `doze` there, and then to `get_up`. False: `sleep` instead."""
+
+    def get_up(self, deadline: Deadline) -> bool:
+        """After a doze that found no message: as `sleep`."""
+
     def get_ready(self, deadline: Deadline) -> None:
         """Return when messages can come. Raises EndOfMessages, InvalidState, QueueBroken, DeadlineExceeded."""
 
@@ -58,6 +64,12 @@ class Alone:
     def sleep(self, deadline: Deadline, after: int = 1) -> bool:  # noqa: ARG002 - as those who can
         """As `OutletKeeper.sleep` and `InletKeeper.sleep`: the deadline is now."""
         return False
+
+    def lie_down(self, deadline: Deadline) -> bool:  # noqa: ARG002 - likewise
+        """There is no bed."""
+        return False
+
+    get_up = sleep
 
     def get_ready(self, deadline: Deadline | None = None) -> None:  # noqa: ARG002 - as those who can
         """Raise InvalidState: nothing will change."""

@@ -5,6 +5,7 @@ import cython
 cimport vqshm.memory.atomic as atomic
 from vqshm.memory.arena cimport Arena
 from vqshm.memory.lent cimport Lent, new_lent
+from vqshm.notify.eventfd cimport ring
 from vqshm.notify.spin cimport Pace
 from vqshm.ring.split_driver cimport DriverQueue
 
@@ -58,7 +59,6 @@ cdef class Outlet(DriverQueue):
     cdef _start_waiting(self)
     @cython.locals(slot=int)
     cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
-    cdef _ring(self)
     cpdef collect(self)
     cdef bint _look(self) except -1
     cdef bint _is_awaited(self, int head) except -1

@@ -29,6 +29,7 @@ from vqshm.memory.arena import Arena
 from vqshm.memory.atomic import Region
 from vqshm.memory.lent import Lent, new_lent
 from vqshm.memory.pool import GRAIN
+from vqshm.notify.eventfd import ring
 from vqshm.notify.spin import Pace
 from vqshm.notify.wait import Deadline
 from vqshm.ring import layout as ring_layout
@@ -331,7 +332,7 @@ class Outlet(DriverQueue):
         """Show the device what was offered, and kick it if it sleeps."""
         if self.publish_and_ask():
             self.kicks += 1
-            self._ring()
+            ring(self.bell)
         else:
             self.kicks_suppressed += 1
 
@@ -372,14 +373,6 @@ class Outlet(DriverQueue):
             del self._answers[head]
             self.calls -= 1
         return False
-
-    def _ring(self) -> None:
-        """Kick the device, whatever interrupts us: it sleeps, and nobody would wake it later for what was shown now."""
-        try:
-            self.bell.signal()
-        except BaseException:
-            self.bell.signal()
-            raise
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("the end of a lane cannot be copied")

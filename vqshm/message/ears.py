@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vqshm.errors import InvalidState
-from vqshm.notify import park_on
+from vqshm.notify import EventFd, park_on
+from vqshm.notify.bed import Bed
 from vqshm.notify.wait import GLANCE_SECONDS, LONGEST_SLEEP
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ class Ears:
         self.given_out = False  # an event loop watches: then a bell rings whenever there is work
         self._next_glance = 0.0  # of time.monotonic()
         self._epoll: select.epoll | None = None
+        self._bed: Bed | None = None
         if self._ends[0].notify == "eventfd":
             self._epoll = select.epoll()
             for number, end in enumerate(self._ends):
                 self._add(self._bells[number].fileno(), "bell", number)
                 self._add(end._endpoint.fileno(), "control", number)  # noqa: SLF001
                 self._follow(number)
+            if len(self._ends) == 1 and isinstance(self._bells[0], EventFd):
+                self._bed = Bed(self._epoll, self._bells[0])
 
     def fileno(self) -> int:
         """As `End.fileno` and `Fan.fileno`."""
@@ -75,6 +79,11 @@ class Ears:
         if self._epoll is not None:
             for number in range(len(self._ends)):
                 self._follow(number)
+
+    @property
+    def bed(self) -> Bed | None:
+        """To sleep on for the one lane there is, where nothing but news ends a sleep and no event loop watches."""
+        return None if self.given_out or self._ends[0]._endpoint._events else self._bed  # noqa: SLF001
 
     def listen(self, seconds: float | None) -> bool:
         """Sleep at most so long until there is news, and take it in: whether there was any."""
@@ -148,7 +157,7 @@ class Ears:
         """Watch nothing any more."""
         if self._epoll is not None:
             self._epoll.close()
-            self._epoll = None
+            self._epoll = self._bed = None
         self._sources.clear()
         for peer in self._peers.values():
             os.close(peer.fd)

@@ -154,6 +154,30 @@ class Receiver(GetWords, End):
                 inlet.waits += 1
             self._ears.listen(left)
             inlet.pace.slept(time.monotonic_ns() - start)
+        return self._look_around(deadline)
+
+    def lie_down(self, deadline: Deadline) -> bool:
+        """As `InletKeeper.lie_down`."""
+        inlet, device, bed = self._inlet, self._device, self._ears.bed
+        left = deadline.remaining()
+        if bed is None or left == 0 or device.leaving or device.peer_gone:
+            return False
+        bed.make(left)
+        if not inlet.ready or inlet.available() or inlet.enable_notification():
+            return False
+        self.show_counts()
+        inlet.waits += 1
+        inlet.bed = bed
+        return True
+
+    def get_up(self, deadline: Deadline) -> bool:
+        """As `InletKeeper.get_up`."""
+        self._ears.listen(0)
+        return self._look_around(deadline)
+
+    def _look_around(self, deadline: Deadline) -> bool:
+        """After a sleep: what `sleep` returns."""
+        inlet, device = self._inlet, self._device
         if not self._ears.given_out:
             inlet.disable_notification()
         if inlet.available():  # asked first of all: what runs after a sleep is slow

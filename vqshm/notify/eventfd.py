@@ -16,19 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
-from vqshm.closing import Closing
 from vqshm.errors import InvalidState, ProtocolError
+from vqshm.notify import kernel
 from vqshm.notify.wait import Deadline, park_on
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vqshm.notify.notifier import Notifier
 
 _CLOSED: Final = -1
 
 
-class EventFd(Closing):
-    """One eventfd, non-blocking and close-on-exec. A context manager."""
-
-    kind: Final = "eventfd"
+class EventFd:
+    """One eventfd, non-blocking and close-on-exec. A context manager, as `Closing`, which no compiled class can be."""
 
     def __init__(self, fd: int) -> None:
         """Own `fd`, which the caller knows to be an eventfd; see `create` and `adopt`."""
@@ -55,6 +58,11 @@ class EventFd(Closing):
             raise
         return cls(fd)
 
+    @property
+    def kind(self) -> Literal["eventfd"]:
+        """As `Notifier.kind`."""
+        return "eventfd"
+
     def fileno(self) -> int:
         """Return the descriptor. Raises InvalidState when closed."""
         if self._fd == _CLOSED:
@@ -63,17 +71,11 @@ class EventFd(Closing):
 
     def signal(self) -> None:
         """Make a wake-up pending."""
-        try:
-            os.eventfd_write(self.fileno(), 1)
-        except BlockingIOError:
-            return  # the counter is full, so a wake-up is pending as it is
+        kernel.ring(self.fileno())
 
     def clear(self) -> None:
         """Consume what is pending."""
-        try:
-            os.eventfd_read(self.fileno())
-        except BlockingIOError:
-            return  # there was nothing
+        kernel.hush(self.fileno())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until a wake-up is pending and consume it; False after `timeout` seconds (None: never)."""
@@ -89,8 +91,32 @@ class EventFd(Closing):
         if fd != _CLOSED:
             os.close(fd)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an eventfd belongs to its process: send its descriptor")
+
     def __repr__(self) -> str:
         return f"<EventFd {'closed' if self._fd == _CLOSED else self._fd}>"
+
+
+def ring(bell: Notifier) -> None:
+    """Signal, whatever interrupts us: the other side sleeps, and nobody would wake it later for what was shown now."""
+    try:
+        if isinstance(bell, EventFd):
+            event = bell
+            event.signal()
+        else:
+            bell.signal()
+    except BaseException:
+        bell.signal()
+        raise
 
 
 def _check_is_eventfd(fd: int) -> None:
