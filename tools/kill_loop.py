@@ -2,11 +2,13 @@
 
     python tools/kill_loop.py --kills 1000 --seed 7                    # what a device had, its driver offers again
     python tools/kill_loop.py --kills 1000 --seed 7 --restart resume   # its successor goes on with it
+    python tools/kill_loop.py --kills 1000 --lane --restart resume     # the sender and the receiver of a lane
 
 Each role is a process. Whoever is killed is replaced: by a new device, by a driver that offers again what its
 predecessor did not get answered, or, for a coordinator, by a whole new region, once the data path was seen to go on
 without one. Between kills processes are stopped and continued, which must change nothing. At the end everything is
-drained; nothing may be left: no name, no socket, no process, no descriptor. `kill_history` says what must hold.
+drained; nothing may be left: no name, no socket, no process, no descriptor. `kill_history` says what must hold, and
+`kill_lanes` what a lane's two ends do.
 
 Exits with 1, and with the last records, where it does not.
 """
@@ -42,12 +44,14 @@ from kill_history import (  # noqa: E402
     REFUSED,
     REPLAY,
     RETURN,
-    ROLES,
     UP,
+    Book,
     Broken,
     History,
     Pen,
 )
+from kill_lanes import LaneHistory, receive, send  # noqa: E402
+from kill_lanes import device as lane_spec  # noqa: E402
 
 from vqshm import Device, DeviceSpec, Driver, QueueSpec, core  # noqa: E402
 from vqshm.errors import (  # noqa: E402
@@ -78,9 +82,8 @@ PAUSE: Final = 0.012  # seconds between two kills, on average
 # -- the roles ---------------------------------------------------------------------------------------------------------
 
 
-def coordinate(stop: int, pen: Pen, name: str, restart: Restart, notify: Kind) -> None:
+def coordinate(stop: int, pen: Pen, name: str, device: DeviceSpec, notify: Kind) -> None:
     """A coordinator, until the loop lets go of the pipe."""
-    device = DeviceSpec("echo", DEVICE_ID, (QueueSpec(16, 1 << 17),), restart=restart)
     with Coordinator(name, [device], notify=notify) as coordinator:
         pen.note(UP)
         coordinator.serve(stop=stop)
@@ -186,6 +189,85 @@ def drive(stop: int, pen: Pen, name: str, again: list[tuple[int, int]], number: 
         Client(stop, pen, driver, again, number).run()
 
 
+# -- what is played ----------------------------------------------------------------------------------------------------
+
+
+class Play:
+    """Who serves, who asks, and who judges it."""
+
+    history: Book
+    progress: str  # the record that tells of some
+
+    def device(self, restart: Restart) -> DeviceSpec:
+        """What the region has."""
+        raise NotImplementedError
+
+    def server(self) -> Callable[..., None]:
+        """Who serves; called with the region's name."""
+        raise NotImplementedError
+
+    def client(self) -> tuple[Any, ...]:
+        """Who asks, and with what: a role, called with the region's name and the rest."""
+        raise NotImplementedError
+
+    @property
+    def number(self) -> int:
+        """How many requests or messages there were."""
+        raise NotImplementedError
+
+
+class Requests(Play):
+    """A device and a driver."""
+
+    progress = "DELIVER"
+
+    def __init__(self, fd: int, *, resume: bool) -> None:
+        self.history: History = History(fd, resume=resume)
+
+    def device(self, restart: Restart) -> DeviceSpec:
+        """An echo."""
+        return DeviceSpec("echo", DEVICE_ID, (QueueSpec(16, 1 << 17),), restart=restart)
+
+    def server(self) -> Callable[..., None]:
+        """A device."""
+        return serve
+
+    def client(self) -> tuple[Any, ...]:
+        """A driver that knows what its predecessor left."""
+        return drive, self.history.outstanding(), self.history.next_number
+
+    @property
+    def number(self) -> int:
+        """How many requests there were."""
+        return self.history.next_number
+
+
+class Messages(Play):
+    """A receiver and a sender."""
+
+    progress = "RECEIVE"
+
+    def __init__(self, fd: int, *, resume: bool) -> None:
+        self.history: LaneHistory = LaneHistory(fd, resume=resume)
+
+    def device(self, restart: Restart) -> DeviceSpec:
+        """A lane."""
+        return lane_spec(restart)
+
+    def server(self) -> Callable[..., None]:
+        """A receiver."""
+        return receive
+
+    def client(self) -> tuple[Any, ...]:
+        """A sender that counts on."""
+        return send, self.history.next_number
+
+    @property
+    def number(self) -> int:
+        """How many messages there were."""
+        return self.history.next_number
+
+
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
@@ -253,14 +335,16 @@ def _act(role: Callable[..., None], stop: int, pen: Pen, *args: Any) -> None:
 class Loop:
     """The three roles, and who kills them."""
 
-    def __init__(self, seed: int, restart: str, notify: str) -> None:
+    def __init__(self, kind: Callable[..., Play], seed: int, restart: Restart, notify: str) -> None:
         self.random = random.Random(seed)
         self.restart = restart
         self.notify = notify
         self.name = f"kill{os.getpid()}"
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the loop
         self.fd = os.open(f"/proc/self/fd/{self.file.fileno()}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        self.history = History(self.fd, resume=restart == "resume")
+        self.play = kind(self.fd, resume=restart == "resume")
+        self.history = self.play.history
+        self.coordinator, self.server, self.client = self.history.roles
         self.lives = 0
         self.stops = 0
         self.most: Counter[str] = Counter()  # descriptors, by role
@@ -272,36 +356,36 @@ class Loop:
         return Pen(self.fd, self.lives)
 
     def begin(self) -> None:
-        """A region, its device and its driver."""
+        """A region, who serves and who asks."""
         self.history.read()
-        args = self.name, self.restart, self.notify
-        self.roles = {"coordinator": Process(coordinate, self.pen(), *args)}
+        args = self.name, self.play.device(self.restart), self.notify
+        self.roles = {self.coordinator: Process(coordinate, self.pen(), *args)}
         self.wait_for("UP", 1, "from the coordinator")
-        self.start("device")
-        self.start("driver")
+        self.start(self.server)
+        self.start(self.client)
 
     def start(self, role: str) -> None:
-        """A new device, or a driver that knows what its predecessor left."""
-        if role == "device":
-            self.roles[role] = Process(serve, self.pen(), self.name)
+        """A new process for a role."""
+        if role == self.server:
+            self.roles[role] = Process(self.play.server(), self.pen(), self.name)
         else:
             self.history.read()
-            todo = self.history.outstanding(), self.history.next_number
-            self.roles[role] = Process(drive, self.pen(), self.name, *todo)
+            act, *todo = self.play.client()
+            self.roles[role] = Process(act, self.pen(), self.name, *todo)
 
     def kill(self, role: str) -> None:
         """Kill, and replace."""
-        if role == "coordinator":
+        if role == self.coordinator:
             self.progress("before its coordinator was killed")
         self.roles[role].kill()
-        self.pen().note(KILL, ROLES.index(role))
-        if role != "coordinator":
+        self.pen().note(KILL, self.history.roles.index(role))
+        if role != self.coordinator:
             self.start(role)
             return
         self.progress("without its coordinator")
-        for other in ("driver", "device"):
+        for other in (self.client, self.server):
             self.roles[other].kill()
-            self.pen().note(KILL, ROLES.index(other))
+            self.pen().note(KILL, self.history.roles.index(other))
         sweep()  # or somebody else's, who was quicker
         self.left_behind()
         self.begin()
@@ -309,7 +393,7 @@ class Loop:
     def progress(self, when: str) -> None:
         """Wait for answers that come from now on."""
         self.history.read()
-        self.wait_for("DELIVER", 2 * WINDOW, when)
+        self.wait_for(self.play.progress, 2 * WINDOW, when)
 
     def wait_for(self, kind: str, count: int, when: str) -> None:
         """Wait until so many more records of a kind are there than were read."""
@@ -325,20 +409,20 @@ class Loop:
         """One kill."""
         time.sleep(self.random.expovariate(1 / PAUSE))
         if self.random.random() < 0.15:
-            stopped = self.roles[self.random.choice(ROLES)]
+            stopped = self.roles[self.random.choice(self.history.roles)]
             stopped.signal(signal.SIGSTOP)
             time.sleep(self.random.random() * PAUSE)
             stopped.signal(signal.SIGCONT)
             self.stops += 1
-        self.kill(self.random.choices(ROLES, (1, 3, 3))[0])
+        self.kill(self.random.choices(self.history.roles, (1, 3, 3))[0])
         if self.random.random() < 0.7:  # else the next strikes in the middle of beginning again
             self.progress("after a kill")
             for role, process in self.roles.items():
                 self.most[role] = max(self.most[role], process.descriptors())
 
     def end(self) -> None:
-        """Everything is answered, and goes."""
-        for role in ("driver", "coordinator", "device"):
+        """Everything is answered or received, and goes."""
+        for role in (self.client, self.coordinator, self.server):
             code = self.roles[role].wait()
             if code:
                 raise Broken(f"the {role} ended with {code}")
@@ -370,12 +454,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--restart", choices=["reset", "resume"], default="reset")
+    parser.add_argument("--lane", action="store_true", help="kill the ends of a lane, not a device and its driver")
     parser.add_argument("--notify", choices=["eventfd", "semaphore"], default="eventfd")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     start = time.monotonic()
-    loop = Loop(options.seed, options.restart, options.notify)
+    loop = Loop(Messages if options.lane else Requests, options.seed, options.restart, options.notify)
     try:
         while loop.history.kills.total() < options.kills:
             loop.turn()
@@ -397,7 +482,7 @@ def main() -> int:
         "kills": dict(loop.history.kills),
         "stops": loop.stops,
         "records": dict(loop.history.counts),
-        "requests": loop.history.next_number,
+        "messages" if options.lane else "requests": loop.play.number,
         "most_descriptors": dict(loop.most),
     }
     print(json.dumps(figures) if options.json else "\n".join(f"{key:17} {value}" for key, value in figures.items()))

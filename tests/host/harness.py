@@ -40,6 +40,7 @@ import pytest
 from vqshm.devices.echo import Echo
 from vqshm.host import Coordinator, Device, Driver
 from vqshm.host.system import names
+from vqshm.memory import GuestMemory, atomic
 from vqshm.transport import DeviceSpec, QueueSpec
 
 if TYPE_CHECKING:
@@ -335,6 +336,64 @@ def is_handing_over(frame) -> bool:
     if name.startswith("LOAD_FAST") and at + 2 < len(code):
         name = dis.opname[code[at + 2]]
     return name in {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE", "RETURN_GENERATOR"}
+
+
+# -- death in front of any store ---------------------------------------------------------------------------------------
+
+LOAD = {2: atomic.load_u16, 4: atomic.load_u32, 8: atomic.load_u64}
+STORE = {2: atomic.store_u16, 4: atomic.store_u32, 8: atomic.store_u64}
+
+
+class Mortality:
+    """How many stores this process has left; more than any number until told."""
+
+    left = 1 << 60
+
+    def store(self):
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+
+class Hand:
+    """A window over a ring or an in-flight area that counts the stores, and kills the process when they are used up."""
+
+    def __init__(self, window, mortality):
+        self.window = window
+        self.mortality = mortality
+
+    def load(self, offset, width):
+        return LOAD[width](self.window, offset)
+
+    get = load
+
+    def store(self, offset, width, value):
+        self.mortality.store()
+        STORE[width](self.window, offset, value)
+
+    put = store
+
+
+def become_mortal():
+    """From now on the windows of this process count."""
+    whole, mortality = GuestMemory.window, Mortality()
+
+    def window(self, address, count, alignment):
+        return atomic.Region(bytearray(), 0, 0, Hand(whole(self, address, count, alignment), mortality))
+
+    GuestMemory.window = window
+    return mortality
+
+
+def heard(actor):
+    """Everything that a dead process said."""
+    said = []
+    try:
+        while actor.connection.poll(0):
+            said.append(actor.connection.recv())
+    except (EOFError, ConnectionResetError):
+        pass
+    return said
 
 
 # -- fixtures, for both conftest.py ------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ __all__ = ["make_channel", "make_region", "nursery", "pair", "start"]
 def make_channel(make_region):
     """Make a channel in a coordinator process of its own, as `open_channel` does; by default with one lane."""
 
-    def make(*lanes: str, size: int = 64, buffers: int = 1 << 18, notify: str = "eventfd", name: str | None = None):
+    def make(*lanes, size=64, buffers=1 << 18, notify="eventfd", name=None, restart="reset"):
         queue = QueueSpec(size, buffers)
-        devices = [DeviceSpec(lane, VQSHM_ID_LANE, (queue,), config_bytes=0) for lane in lanes or ("lane",)]
+        devices = [
+            DeviceSpec(lane, VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart) for lane in lanes or ("lane",)
+        ]
         return make_region(*devices, notify=notify, name=name)
 
     return make

@@ -1,8 +1,7 @@
 """SIGKILL in front of every single store that a device or a driver makes into a ring or an in-flight area.
 
-The process's windows over those areas are replaced by a hand that counts stores, and kills the process when they are
-used up. So the points are the same on both cores, and there are no others: between two stores nobody else sees a
-difference.
+The process's windows over those areas are replaced (`become_mortal`). So the points are the same on both cores, and
+there are no others: between two stores nobody else sees a difference.
 """
 
 from __future__ import annotations
@@ -11,59 +10,14 @@ import os
 import signal
 
 import pytest
-from vqshm_harness import ECHO_ID, PATIENCE
+from vqshm_harness import ECHO_ID, PATIENCE, become_mortal, heard
 
 from vqshm import Device, Driver
 from vqshm.errors import DeadlineExceeded
-from vqshm.memory import GuestMemory, Region, atomic
 from vqshm.transport import DeviceSpec, QueueSpec
 
 MESSAGES = 6
 POINTS = 200  # more than there are
-
-LOAD = {2: atomic.load_u16, 4: atomic.load_u32, 8: atomic.load_u64}
-STORE = {2: atomic.store_u16, 4: atomic.store_u32, 8: atomic.store_u64}
-
-
-class Mortality:
-    """How many stores this process has left; more than any number until told."""
-
-    left = 1 << 60
-
-    def store(self):
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-
-
-class Hand:
-    """A window that counts."""
-
-    def __init__(self, window, mortality):
-        self.window = window
-        self.mortality = mortality
-
-    def load(self, offset, width):
-        return LOAD[width](self.window, offset)
-
-    get = load
-
-    def store(self, offset, width, value):
-        self.mortality.store()
-        STORE[width](self.window, offset, value)
-
-    put = store
-
-
-def become_mortal():
-    """From now on the windows of this process count."""
-    whole, mortality = GuestMemory.window, Mortality()
-
-    def window(self, address, count, alignment):
-        return Region(bytearray(), 0, 0, Hand(whole(self, address, count, alignment), mortality))
-
-    GuestMemory.window = window
-    return mortality
 
 
 def spec():
@@ -92,17 +46,6 @@ def mortal_device(me, name, left, depth):
                 device.complete(chain, written)
 
 
-def heard(actor):
-    """Everything that a dead process said."""
-    said = []
-    try:
-        while actor.connection.poll(0):
-            said.append(actor.connection.recv())
-    except (EOFError, ConnectionResetError):
-        pass
-    return said
-
-
 @pytest.mark.long
 @pytest.mark.fault("D01", "D02")
 @pytest.mark.parametrize("depth", [1, 3], ids=["in order", "out of order"])
@@ -118,8 +61,8 @@ def test_a_device_may_be_killed_in_front_of_any_of_its_stores(make_region, depth
         if second is None:
             assert point > 50  # stores that a life without death takes: all points were tried
             return
+        assert second.end() == 0
         check([heard(first), heard(second)])
-        second.kill()
         region.actors.clear()
     pytest.fail(f"a device makes more than {POINTS} stores")
 

@@ -237,17 +237,20 @@ def test_a_reset_ends_the_wait_and_the_next_device_begins_anew(make_region, tmp_
     assert handled(tmp_path / "diary2") == [("0", "new")]
 
 
-def test_a_driver_that_ends_while_it_waits_leaves_a_region_for_the_next(make_region, start, tmp_path):
+def test_what_a_driver_left_that_ended_while_it_waited_is_served_before_the_next(make_region, start, tmp_path):
     region = make_region(spec())
     device = region.start(stepping, tmp_path / "diary", "taken", 1, 1)
     actor = start(asking, region.name, 0)
     assert actor.hear() == "up"
     assert device.end() == -signal.SIGKILL
     actor.kill()
-    region.start(patient, tmp_path / "diary2")
+    second = region.start(patient, tmp_path / "diary2")
+    assert second.end() == 0
+    assert handled(tmp_path / "diary2") == [("question", "again")]
+    region.start(patient, tmp_path / "diary3")
     with Driver.attach(region.name, timeout=PATIENCE) as driver:
         assert driver.request(b"0", 16, timeout=PATIENCE) == b"0"
-    assert handled(tmp_path / "diary2") == [("0", "new")]
+    assert handled(tmp_path / "diary3") == [("0", "new")]
 
 
 def test_without_a_coordinator_nobody_can_come_and_the_driver_is_told(make_region, tmp_path):

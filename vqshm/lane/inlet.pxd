@@ -13,13 +13,13 @@ from vqshm.ring.split_device cimport DeviceQueue
 cdef int _IDX, _SHOW_EVERY, _HELD_MESSAGES, _HELD_BYTES
 
 
-@cython.final
 cdef class Inlet(DeviceQueue):
     cdef readonly object bell
     cdef public object keeper
     cdef readonly Pace pace
     cdef public Bed bed
     cdef public bint ready
+    cdef readonly bint replayed
     cdef readonly int epoch, lent
     cdef public long long messages, bytes_in, calls, calls_suppressed, waits
     cdef long long _shown
@@ -32,17 +32,23 @@ cdef class Inlet(DeviceQueue):
     cpdef bytes recv(self, object timeout=*)
     @cython.locals(count=int, messages=list, enough="long long")
     cpdef list recv_many(self, Py_ssize_t limit, object timeout=*)
-    @cython.locals(loan=Loan, head=int, length="unsigned long long")
     cpdef Loan recv_view(self, object timeout=*)
+    @cython.final
+    @cython.locals(loan=Loan, length="unsigned long long")
+    cdef inline Loan _lend(self, int head)
 
+    @cython.final
     @cython.locals(head=int, length="unsigned long long", data=bytes)
     cdef inline bytes _receive(self)
     cdef bytes _receive_chain(self, int head)
     cdef Lent _lend_chain(self, DescriptorChain chain)
+    @cython.final
     cdef inline int _give_back(self, int head, Py_ssize_t written, long long length) except -1
+    cpdef done(self)
     cpdef tell(self)
     cpdef collect(self)
     cdef _write_reply(self, DescriptorChain chain, object data, Py_ssize_t count)
+    @cython.final
     cdef inline int _await_message(self, object timeout) except -1
     cdef _wait(self, object timeout)
     @cython.locals(awake=bint)
@@ -59,6 +65,7 @@ cdef class Loan:
     cdef DescriptorChain _chain
     cdef Lent _lent
     cdef object _view
+    cdef readonly bint replayed
 
     @cython.locals(inlet=Inlet, count=Py_ssize_t)
     cpdef reply(self, object data)

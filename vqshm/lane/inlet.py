@@ -12,6 +12,8 @@ small message.
 
 A message of one device-readable descriptor takes the fast path. Any other chain that the specification allows (from a
 driver of somebody else, or a call, whose answer needs room) is fetched and checked as a `DescriptorChain`.
+
+For a lane whose receiver may have a successor there is `ResumingInlet`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vqshm.notify import Notifier
     from vqshm.notify.bed import Bed
     from vqshm.ring.chain import DescriptorChain
+    from vqshm.ring.inflight import Inflight
     from vqshm.ring.layout import SplitLayout
 
 _IDX = ring_layout.IDX
@@ -76,6 +79,7 @@ class Inlet(DeviceQueue):
         "messages",
         "pace",
         "ready",
+        "replayed",
         "waits",
     )
 
@@ -90,9 +94,10 @@ class Inlet(DeviceQueue):
         indirect: bool = True,
         area_bytes: int = _HELD_BYTES << 3,
         limit: int = spec.MAX_CHAIN_BYTES,
+        inflight: Inflight | None = None,
         name: str = "lane",
     ) -> None:
-        super().__init__(memory, layout, event_idx=event_idx, indirect=indirect, name=name)
+        super().__init__(memory, layout, event_idx=event_idx, indirect=indirect, inflight=inflight, name=name)
         self.limit = limit
         self._most_held_bytes = min(_HELD_BYTES, area_bytes >> 3)
         self._layout = layout
@@ -101,6 +106,7 @@ class Inlet(DeviceQueue):
         self._held = self._held_bytes = 0  # given back since the driver was last told
         self._orphans: list[tuple[int, int, int, Lent]] = []  # lent, and nobody will give them back: see `Loan`
         self.lent = 0  # messages that are lent out
+        self.replayed = False  # the last message came again: a receiver that died had taken it; see `ResumingInlet`
         self.epoch = 0  # restarts so far
         self.bell = bell
         self.keeper = keeper
@@ -161,7 +167,10 @@ class Inlet(DeviceQueue):
         A message that lies in several buffers is copied into one. Its sender may still change what is looked at.
         """
         self._await_message(timeout)
-        head = self.pop_single()
+        return self._lend(self.pop_single())
+
+    def _lend(self, head: int) -> Loan:
+        """A message that was taken, and fetched if it is a `single` buffer, in place."""
         loan = Loan.__new__(Loan)
         loan._inlet = None
         loan._head = head
@@ -169,6 +178,7 @@ class Inlet(DeviceQueue):
         loan._chain = None
         loan._view = None
         loan._written = 0
+        loan.replayed = self.replayed
         if self.single and not self.writable:
             length = self.length
             loan._lent = new_lent(self._window, self.addr - self._low, length, readonly=True)
@@ -234,6 +244,10 @@ class Inlet(DeviceQueue):
         self._held_bytes += length
         if self._held >= self._most_held or self._held_bytes >= self._most_held_bytes:
             self.tell()
+
+    def done(self) -> None:
+        """What was received is done with: give it back now, not by and by."""
+        self.tell()
 
     def tell(self) -> None:
         """Show the driver everything that was given back, and call it if it waits for that."""
@@ -310,7 +324,7 @@ class Inlet(DeviceQueue):
         while True:
             if not self.ready:
                 self.keeper.get_ready(deadline)
-            if self._look() > 0:
+            if self.available() > 0:
                 return
             self.tell()
             if self.keeper.lie_down(deadline):
@@ -334,9 +348,12 @@ class Inlet(DeviceQueue):
 
 
 class Loan:
-    """A message that is looked at in place. A context manager; see `Inlet.recv_view`."""
+    """A message that is looked at in place. A context manager; see `Inlet.recv_view`.
 
-    __slots__ = ("_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_view", "_written")
+    `replayed`: it may have been received before, by a receiver that died; see `ResumingInlet`.
+    """
+
+    __slots__ = ("_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_view", "_written", "replayed")
 
     _inlet: Inlet | None
     _head: int
@@ -346,6 +363,7 @@ class Loan:
     _written: int
     _lent: Lent
     _view: memoryview | None
+    replayed: bool
 
     @property
     def view(self) -> memoryview:

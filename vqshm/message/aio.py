@@ -15,6 +15,9 @@ a thread of the loop's executor. Channels that use semaphores have no such descr
 Who is cancelled while it waits has taken nothing and sent nothing: messages are taken and sent between two waits, never
 during one. Tasks that wait for the same end are served in the order in which they came. An end that is driven from a
 loop must not be used beside it, since who asks also consumes what would wake the others.
+
+Where receivers resume, tasks that share one use `recv_view`: each `recv` tells that the message before it is done,
+whichever task received that.
 """
 
 from __future__ import annotations
@@ -107,6 +110,7 @@ class _AsyncEnd(Generic[Port]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end._left_by_error = kind is not None  # noqa: SLF001 - an end of ours
         try:
             self.close()
         except InvalidState:
@@ -133,6 +137,15 @@ class AsyncReceiver(_AsyncEnd[Receiver | Fanin]):
     async def recv_view(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """As `Receiver.recv_view`: `with await receiver.recv_view() as view: …`."""
         return await self._do(partial(self.end.recv_view, 0), timeout)
+
+    @property
+    def replayed(self) -> bool:
+        """As `Receiver.replayed`: of what this task received last, until it awaits something."""
+        return self.end.replayed
+
+    def done(self) -> None:
+        """As `Receiver.done`."""
+        self.end.done()
 
     async def serve(self, answer: Callable[[memoryview], Any]) -> None:
         """As `Receiver.serve`; where `answer` returns an awaitable, the next call waits for it, too."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vqshm import spec
 from vqshm.errors import NotFound, RuleError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vqshm.notify.notifier import Kind
     from vqshm.transport import DevicePlan
 
+LaneRestart = Literal["reset", "resume"]
+
 ONLY_LANE: Final = "lane"
 _LANE: Final = re.compile(r"s(\d+)r(\d+)")
 
@@ -42,21 +44,29 @@ def open_channel(
     notify: Kind = "eventfd",
     memory: MemoryKind = "named",
     hints: Hints = NO_HINTS,
+    restart: LaneRestart = "reset",
     timeout: float | None = START_TIMEOUT,
 ) -> Launched:
     """Make a channel, and return when it can be attached to. A context manager; leaving it removes the channel.
 
     `size`: messages in flight per lane, a power of two. `buffer_bytes`: bytes in flight per lane; no message can be
-    larger. `memory`, `hints`: as of `Coordinator`.
+    larger. `memory`, `hints`: as of `Coordinator`. `restart`: what becomes of a lane when its receiver leaves or dies:
+    "reset", its sender hears PeerGone, and `reset` tells how many messages are lost; "resume", it notices nothing but a
+    delay, and the next receiver goes on (see `receiver`), at some 100 nanoseconds a message.
 
     Raises ValueError for more than 64 lanes, and what `launch` raises.
     """
+    if restart not in get_args(LaneRestart):
+        raise ValueError(f"restart is one of {', '.join(get_args(LaneRestart))}, not {restart!r}")
     if senders < 1 or receivers < 1 or senders * receivers > MAX_DEVICES:
         raise ValueError(f"a channel has 1 to {MAX_DEVICES} lanes, not {senders} x {receivers}")
     queue = QueueSpec(size, buffer_bytes)
     return launch(
         name,
-        [DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0) for lane in lane_names(senders, receivers)],
+        [
+            DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart)
+            for lane in lane_names(senders, receivers)
+        ],
         notify=notify,
         memory=memory,
         hints=hints,
@@ -92,5 +102,5 @@ def check_is_lane(region: str, device: DevicePlan) -> None:
     """Raise RuleError for a device that is no lane."""
     if device.device_id != spec.VQSHM_ID_LANE or len(device.queues) != 1:
         raise RuleError(f"{region}/{device.name} is of device type {device.device_id:#x}, no lane")
-    if device.restart != "reset":
-        raise RuleError(f"{region}/{device.name} is to {device.restart} when its receiver ends, which a lane cannot")
+    if device.restart == "fail":
+        raise RuleError(f"{region}/{device.name} is to fail when its receiver ends; a lane can reset or resume")

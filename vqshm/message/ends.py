@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 class Lends(Closing):
     """Something whose `close` refuses while parts of it are lent out: InvalidState."""
 
+    _left_by_error = False  # its block was left by an exception
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
             self.close()
         else:
+            self._left_by_error = True
             with contextlib.suppress(InvalidState):  # the block's own exception matters more
                 self.close()
 

@@ -14,6 +14,12 @@ than it must. What waits, and what knows of processes, is here.
 
 When a sender has left and everything it sent was received, EndOfMessages is raised once; the next call waits for the
 next sender.
+
+On a channel that was opened with `restart="resume"` a receiver may be killed at any moment, and the next one goes on. A
+message is *done* when whoever received it asks for the next one, or says `done`, or closes the receiver; a view, when
+it is given back. What was received and was not done comes again, first of all and in its old order, and `replayed` says
+so: its effects may be there already, wholly or in part. A `with` block that is left by an exception has not done the
+last message.
 """
 
 from __future__ import annotations
@@ -29,11 +35,13 @@ from vqshm.errors import (
     EndOfMessages,
     InvalidState,
     NoMessage,
+    PeerViolation,
     QueueBroken,
     VqshmError,
 )
-from vqshm.host.device_role import DeviceRole
+from vqshm.host.device_role import DeviceRole, log
 from vqshm.lane.inlet import Inlet
+from vqshm.lane.resuming import ResumingInlet
 from vqshm.message.channel import check_is_lane
 from vqshm.message.ends import End
 from vqshm.message.words import GetWords
@@ -75,6 +83,7 @@ class Receiver(GetWords, End):
         self._inlet = device.inlet
         self._inlet.keeper = self
         self._ended = False  # EndOfMessages was raised, and the lane is not let go of yet
+        self._careful = device.plan.restart == "resume"
         self.recv = self._inlet.recv  # type: ignore[method-assign]
         self.recv_many = self._inlet.recv_many  # type: ignore[method-assign]
         self.recv_view = self._inlet.recv_view  # type: ignore[method-assign]
@@ -85,6 +94,8 @@ class Receiver(GetWords, End):
     def recv(self, timeout: float | None = None) -> bytes:
         """The next message. Waits for it at most `timeout` seconds (None: for ever).
 
+        Where receivers resume, this says that the last message is done.
+
         Raises NoMessage (a QueueEmpty and a TimeoutError), EndOfMessages once the sender has left and everything was
         received, the PeerViolation of a sender that breaks a rule, QueueBroken if it has not reset the lane in time
         since then, InvalidState, ValueError.
@@ -92,23 +103,46 @@ class Receiver(GetWords, End):
         return self._inlet.recv(timeout)
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
-        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`."""
+        """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`.
+
+        Where receivers resume, either all of them are `replayed` or none, and they are done all together.
+        """
         return self._inlet.recv_many(limit, timeout)
 
     def recv_view(self, timeout: float | None = None) -> Loan:
         """The next message in place, until it is given back: `with receiver.recv_view() as view: …`. Raises as `recv`.
 
-        The room of younger messages waits for it, too: copy what you keep for long.
+        The room of younger messages waits for it, too: copy what you keep for long. Where receivers resume, the loan
+        has a `replayed` of its own, and is done when it is given back.
         """
         return self._inlet.recv_view(timeout)
 
     def serve(self, answer: Callable[[memoryview], Any]) -> None:
-        """Answer each call with what `answer` makes of its message, until the sender has left. Raises as `recv`."""
+        """Answer each call with what `answer` makes of its message, until the sender has left. Raises as `recv`.
+
+        Where receivers resume, `answer` may look at `replayed`: a receiver that died may have dealt with this message.
+        """
         self._inlet.serve(answer)
 
     def __iter__(self) -> Iterator[bytes]:
         """Messages as they come, until the sender has left."""
         return iter(self._inlet)
+
+    @property
+    def replayed(self) -> bool:
+        """Whether what the last call returned was received before, by a receiver that did not come to be done with it.
+
+        False for ever where receivers do not resume.
+        """
+        return self._inlet.replayed
+
+    def done(self) -> None:
+        """What was received as bytes is done with: the sender has its room back now, and none of it comes again.
+
+        There is no need for it, unless it is long until the next message is asked for.
+        """
+        self._check_usable()
+        self._inlet.done()
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -194,6 +228,7 @@ class Receiver(GetWords, End):
         """As `InletKeeper.get_ready`."""
         inlet, device = self._inlet, self._device
         device.check_usable()
+        device.raise_spoilt()
         inlet.collect()
         if inlet.broken is not None and device.running:
             device.hear()
@@ -222,6 +257,7 @@ class Receiver(GetWords, End):
             raise NoMessage(str(error)) from None
         self._ended = False
         self._follow_peer()
+        device.raise_spoilt()
 
     def _let_go(self) -> None:
         self.show_counts()
@@ -248,7 +284,10 @@ class Receiver(GetWords, End):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give this end back. May be called twice. Raises InvalidState while views are out; nothing is closed then."""
+        """Give this end back; what was received is done. May be called twice.
+
+        Raises InvalidState while views are out; nothing is closed then.
+        """
         inlet = self._inlet
         if os.getpid() == self._pid:
             inlet.collect()
@@ -256,12 +295,15 @@ class Receiver(GetWords, End):
                 raise InvalidState(f"{inlet.lent} messages are still looked at in place: release them first")
             if inlet.ready:
                 with contextlib.suppress(VqshmError):
-                    inlet.tell()
+                    (inlet.tell if self._left_by_error else inlet.done)()
         inlet.ready = False
         self._hang_up()
 
     def _refuse_work(self) -> None:
         self._inlet.ready = False
+
+    def _check_usable(self) -> None:
+        self._device.check_usable()
 
 
 class LaneDevice(DeviceRole):
@@ -270,6 +312,7 @@ class LaneDevice(DeviceRole):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._inlet: Inlet | None = None
         self._runs = False
+        self._spoilt: PeerViolation | None = None
         super().__init__(*args, **kwargs)
         try:
             check_is_lane(self.region, self.plan)
@@ -283,8 +326,11 @@ class LaneDevice(DeviceRole):
         if self._inlet is None:
             (queue,) = self.plan.queues
             name = f"{self.region}/{self.plan.name}"
-            room = queue.buffers.length
-            self._inlet = Inlet(self.memory, queue.layout, self.calls[0], area_bytes=room, limit=room, name=name)
+            room, place = queue.buffers.length, (self.memory, queue.layout, self.calls[0])
+            if queue.inflight is None:
+                self._inlet = Inlet(*place, area_bytes=room, limit=room, name=name)
+            else:
+                self._inlet = ResumingInlet(*place, queue.inflight.address, area_bytes=room, limit=room, name=name)
             self._inlet.ready = False
         return self._inlet
 
@@ -295,11 +341,19 @@ class LaneDevice(DeviceRole):
 
     def _start_queues(self) -> None:
         self._runs = True
-        features = self.features
-        self.inlet.restart(
-            bool(features >> spec.VIRTIO_F_EVENT_IDX & 1), bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1)
-        )
-        self.inlet.disable_notification()
+        self._spoilt = None
+        features, inlet = self.features, self.inlet
+        ring = bool(features >> spec.VIRTIO_F_EVENT_IDX & 1), bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1)
+        if self.resumed and isinstance(inlet, ResumingInlet):
+            try:
+                log.info("%s goes on: %d messages come again", inlet.name, inlet.take_over(*ring))
+            except PeerViolation as error:
+                self._spoilt = error
+            self.calls[0].signal()  # the other receiver may have died between showing what it gave back and calling
+        else:
+            inlet.restart(*ring)
+        if inlet.ready:
+            inlet.disable_notification()
 
     def _stop_queues(self) -> None:
         self._runs = False
@@ -308,6 +362,12 @@ class LaneDevice(DeviceRole):
     def check_usable(self) -> None:
         """Raise InvalidState when closed, ForkedHandle in a forked child."""
         self._check_usable()
+
+    def raise_spoilt(self) -> None:
+        """Raise, once, what another receiver or the sender left that cannot be gone on from."""
+        spoilt, self._spoilt = self._spoilt, None
+        if spoilt is not None:
+            raise spoilt
 
     def show_counts(self) -> None:
         """Write the counters where `vqshm stat` reads them."""

@@ -9,6 +9,10 @@
 
 `send` and its kin are methods of a compiled `Outlet`, bound to the sender when it is made, so that no call costs more
 than it must. What waits, and what knows of processes, is here.
+
+When its receiver leaves or dies, a sender that waits gets PeerGone. On a channel that was opened with
+`restart="resume"` it waits for the next receiver instead, up to its deadline, and all that is out stays out: messages,
+reservations, calls.
 """
 
 from __future__ import annotations
@@ -203,7 +207,8 @@ class Sender(PutWords, End):
         if peer is None:
             return "there is no receiver"
         outlet = self._outlet
-        alive = "has ended" if self.peer_gone else "is alive"
+        gone = "has ended and got no successor" if self._driver.orphaned else "has ended"
+        alive = gone if self._driver.orphaned or self.peer_gone else "is alive"
         return (
             f"the receiver, process {peer.pid}, {alive} and has given {outlet.messages - outlet.in_flight} messages "
             f"back; {outlet.holds()}"
@@ -279,6 +284,11 @@ class LaneDriver(DriverRole):
                 self._outlet.reclaim()
             self.lost += self._outlet.in_flight
             self._outlet.detach_unused()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the receiver has ended, and another one is expected to go on."""
+        return self._orphaned
 
     def reset(self, deadline: Deadline) -> None:
         """Begin anew with the receiver there is, or the next one."""

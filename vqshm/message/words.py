@@ -10,7 +10,8 @@
 Threads may share an end, as long as they say nothing but these words to it. Otherwise an end is for one thread.
 
 There is no `task_done` and no `join`; `flush` waits until everything was received. A sender that leaves ends the
-queue: `get` raises EndOfMessages, an EOFError, once everything was received.
+queue: `get` raises EndOfMessages, an EOFError, once everything was received. Where receivers resume, threads that share
+one say `get_view` or `lend`: each `get` tells that the object before it is done, whoever got that.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ class GetWords(Turns):
 
     _late = NoMessage
     _frames = False  # the last object was no msgpack: see `get`
+    _careful = False  # a message may be given back only when the caller is done with it
 
     def recv(self, timeout: float | None = None) -> bytes:
         """One message."""
@@ -170,7 +172,7 @@ class GetWords(Turns):
         try:
             # Small objects are read fastest from bytes; the body of a frame is copied only once, if it is looked at in
             # place. Who sends one kind of object is likely to go on with it.
-            if not self._frames:
+            if not self._frames or self._careful:
                 message = self.recv(timeout)
                 self._frames = message[:1] == _MARK
             else:
@@ -269,6 +271,11 @@ class ObjectLoan:
                 f"something made of this message still exists, an array perhaps: `del` it before the block ends, or "
                 f"use `lend` ({error})"
             ) from None
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it may have been received before; see `Receiver.replayed`."""
+        return self._loan.replayed
 
     def __enter__(self) -> Any:
         if not self._object:

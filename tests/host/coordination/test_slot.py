@@ -29,8 +29,8 @@ class Client:
         self.events: list[tuple[str, dict]] = []
 
     def reply(self, message, fds=(), serial=None):
-        assert message["type"] == "ok"
-        self.answers.append((self.serial if serial is None else serial, message["value"]))
+        value = message["value"] if message["type"] == "ok" else message["kind"]
+        self.answers.append((self.serial if serial is None else serial, value))
 
     def event(self, what, **facts):
         self.events.append((what, facts))
@@ -526,13 +526,51 @@ def test_a_reset_ends_a_session_that_waits(lasting):
     assert driver.events == [("peer_attached", {**device.process._asdict(), "features": V1})]
 
 
-def test_a_driver_that_leaves_ends_a_session_that_waits(lasting):
+def test_a_session_that_waits_outlives_its_driver_too(lasting):
     driver = orphaned(lasting)
     lasting.slot.lost(driver)
-    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
-    assert lasting.device().events == []
+    assert (lasting.status, lasting.cells.orphaned, lasting.cells.driver_pid) == (DRIVER_OK, 1, 0)
     successor = lasting.driver()
-    assert successor.heard() == ["peer_attached"]
+    assert successor.events == []
+    device = lasting.device()
+    who = driver.process._asdict()
+    assert device.events == [("start", {**who, "features": V1, "resume": True}), ("peer_gone", who)]
+    assert successor.events == [("peer_attached", {**device.process._asdict(), "features": V1})]
+    lasting.write(successor, 0)
+    assert successor.answers == []  # not before the device has let go
+    lasting.slot.stopped(device)
+    assert successor.answers == [(successor.serial, 0)]
+    device.events.clear()
+    lasting.write(successor, ACK, DRIVER, FEATURES_OK, DRIVER_OK)
+    assert device.events == [("start", {**successor.process._asdict(), "features": V1})]
+
+
+def test_a_driver_that_waits_for_its_turn_is_told_that_the_device_ended_before_it_was_through(lasting):
+    driver, device = lasting.live()
+    lasting.slot.lost(driver)
+    successor = lasting.driver()
+    lasting.write(successor, 0)
+    successor.events.clear()
+    lasting.slot.lost(device)
+    assert successor.answers == [(successor.serial, "InvalidState")]
+    assert successor.events == [("peer_gone", device.process._asdict())]
+    assert lasting.cells.orphaned == 1
+    with pytest.raises(InvalidState, match="another driver had left"):
+        lasting.write(successor, 0)
+    assert lasting.cells.orphaned == 1
+    lasting.slot.lost(successor)
+    assert lasting.cells.orphaned == 1
+    assert lasting.device().heard() == ["start", "peer_gone"]
+
+
+def test_what_nobody_will_come_for_is_given_up_without_a_driver_too(lasting):
+    driver = orphaned(lasting)
+    lasting.slot.lost(driver)
+    successor = lasting.driver()
+    lasting.slot.give_up("died too often")
+    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+    assert successor.events == []
+    assert lasting.device().events == []
 
 
 def test_a_driver_that_sets_failed_waits_no_longer(lasting):
@@ -570,11 +608,13 @@ def test_a_device_that_dies_while_it_lets_go_is_not_resumed(lasting):
     assert (lasting.status, lasting.cells.orphaned) == (0, 0)
 
 
-def test_a_device_that_finishes_for_a_driver_that_died_is_not_resumed(lasting):
+def test_a_device_that_finishes_for_a_driver_that_died_has_a_successor_too(lasting):
     driver, device = lasting.live()
     lasting.slot.lost(driver)
     lasting.slot.lost(device)
-    assert (lasting.status, lasting.cells.orphaned) == (0, 0)
+    assert (lasting.status, lasting.cells.orphaned) == (DRIVER_OK, 1)
+    assert lasting.device().heard() == ["start", "peer_gone"]
+    assert (lasting.status, lasting.cells.orphaned) == (DRIVER_OK, 0)
 
 
 @pytest.mark.parametrize("restart", ["reset", "fail"])

@@ -14,6 +14,9 @@
                      ◀── peer_gone, resume ──   the device ends: LIVE stays, the session is an orphan
                      ◀── peer_attached, resume   the next device attaches ── start(features), resume ─▶ goes on
 
+    It outlives both: what a driver that ended had published is served by the next device, before the next driver has
+    its turn.
+
 The slot believes neither side: each message is judged by the state of the register. A reset is answered only after the
 device has let go (or has ended), because from then on the driver takes its buffers back [2.4].
 """
@@ -69,7 +72,7 @@ class Slot:
         self._accepted = 0
         self._driver: Client | None = None
         self._device: Client | None = None
-        self._served: Client | None = None  # the driver for whom the device was started and has not said "stopped"
+        self._served: Client | None = None  # the driver for whom a device was started and has not said "stopped"
         self._resetting: tuple[Client, int] | None = None  # the driver that waits for its reset, and that request
         self._orphaned = False  # the served driver's device has ended, and a new one shall go on
 
@@ -111,16 +114,21 @@ class Slot:
 
     def introduce(self) -> None:
         """Once both are there: tell the driver about its device. To be called when the reply to an attach is sent."""
-        if self._driver is None or self._device is None:
+        if self._device is None:
             return
-        if self._orphaned:
+        resumed: dict[str, Any] = {}
+        if self._orphaned and self._served is not None:
             self._orphaned = False
             self._cells.orphaned = 0
             self._cells.resumed += 1
-            self._device.event("start", **self._driver.process._asdict(), features=self._accepted, resume=True)
-            self._driver.event("peer_attached", **self._device.process._asdict(), features=self._offered, resume=True)
-        else:
-            self._driver.event("peer_attached", **self._device.process._asdict(), features=self._offered)
+            served = self._served.process._asdict()
+            self._device.event("start", **served, features=self._accepted, resume=True)
+            if self._served is self._driver:
+                resumed["resume"] = True
+            else:
+                self._device.event("peer_gone", **served)
+        if self._driver is not None:
+            self._driver.event("peer_attached", **self._device.process._asdict(), features=self._offered, **resumed)
 
     def _check_free(self, role: str, holder: Client | None) -> None:
         if holder is not None:
@@ -134,19 +142,16 @@ class Slot:
         if client is self._driver:
             self._driver = None
             self._cells.driver_pid = 0
-            if self._served is None or self._device is None:
-                self._served = None
+            if self._served is None:
                 self._back_to_reset()
-            elif client is self._served:
+            elif client is self._served and self._device is not None:
                 self._device.event("peer_gone", **news)
         elif client is self._device:
             self._device = None
             self._cells.device_pid = 0
             self._offered = self._cells.offered = 0
-            if self._resumable() and self._driver is not None:
-                self._orphaned = True
-                self._cells.orphaned = 1
-                self._driver.event("peer_gone", **news, resume=True)
+            if self._resumable():
+                self._leave_orphan(news)
                 return
             served, self._served = self._served, None
             if self._status.value & spec.STATUS_DRIVER_OK:
@@ -162,18 +167,36 @@ class Slot:
         return (
             self.plan.restart == "resume"
             and self._served is not None
-            and self._served is self._driver
-            and self._resetting is None
+            and (self._resetting is None or self._resetting[0] is not self._served)
             and self._status.state is State.LIVE
         )
 
+    def _leave_orphan(self, news: dict[str, Any]) -> None:
+        """The device has ended and the session goes on: tell its driver, or the next one, that it has to wait."""
+        self._orphaned = True
+        self._cells.orphaned = 1
+        waiting, self._resetting = self._resetting, None
+        if self._driver is None:
+            return
+        if self._driver is self._served:
+            self._driver.event("peer_gone", **news, resume=True)
+            return
+        self._driver.event("peer_gone", **news)
+        if waiting is not None and waiting[0] is self._driver:
+            words = f"the device of {self.plan.name!r} ended before it had served what another driver had left"
+            self._driver.reply({"type": "error", "kind": "InvalidState", "message": words}, serial=waiting[1])
+
     def give_up(self, reason: str) -> None:
         """No new device will take up a session that waits for one: its driver is told that it is over."""
-        if self._orphaned and self._driver is not None:
+        if not self._orphaned:
+            return
+        if self._driver is not None and self._driver is self._served:
             self._end_orphan()
             self._status.needs_reset()
             self._show_status()
             self._driver.event("peer_gone", reason=reason)
+        else:
+            self._back_to_reset()
 
     def _end_orphan(self) -> None:
         self._orphaned = False
@@ -220,6 +243,8 @@ class Slot:
             if self._resetting is None:
                 self._device.event("stop")
             self._resetting = client, client.serial
+        elif self._orphaned and client is not self._served:
+            raise InvalidState(f"the next device of {self.plan.name!r} first serves what another driver had left")
         else:
             self._back_to_reset()
             self._ok(client)

@@ -14,6 +14,8 @@ Rules
 - A sender that leaves or dies is noted in `departed`, after its last message; the others go on, and its lane waits for
   the next one. When all that came have left, EndOfMessages is raised once.
 - A sender that breaks a rule breaks its lane: that is raised once, with the lane's name, and the others go on.
+- On a channel with `restart="resume"` nothing is taken ahead, and what was received is done when the next message is
+  asked for, as with a `Receiver`: so nothing is lost when this process dies. Threads that share a fan use `recv_view`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,9 @@ class Fanin(GetWords, Fan["InLane"]):
         self._backlog: deque[bytes] = deque()  # taken, and not asked for yet
         self._departed: deque[Departed] = deque(maxlen=_REMEMBERED)
         self._turn = 0  # the lane that is looked at next
+        self._careful = lanes[0]._careful  # noqa: SLF001 - a lane of ours
+        self._undone: list[InLane] = []  # whose messages were received last
+        self.replayed = False  # as `Receiver.replayed`
         for lane in lanes:
             lane.backlog = self._backlog
 
@@ -92,9 +97,10 @@ class Fanin(GetWords, Fan["InLane"]):
         backlog = self._backlog
         self._enter(deadline)
         try:
+            self._finish_last()
             if not backlog:
-                messages += self._await_lane(deadline).take(limit)
-            while len(messages) < limit:
+                messages += self._take(self._await_lane(deadline), limit)
+            while len(messages) < limit and not self._careful:
                 if backlog:
                     messages.append(backlog.popleft())
                     continue
@@ -117,9 +123,12 @@ class Fanin(GetWords, Fan["InLane"]):
         deadline = Deadline(timeout)
         self._enter(deadline)
         try:
+            self._finish_last()
             if self._backlog:
                 return Copied(self._backlog.popleft())
-            return self._await_lane(deadline).recv_view(0)
+            loan = self._await_lane(deadline).recv_view(0)
+            self.replayed = loan.replayed
+            return loan
         finally:
             self._gate.release()
 
@@ -133,6 +142,16 @@ class Fanin(GetWords, Fan["InLane"]):
     def __iter__(self) -> Iterator[bytes]:
         """Messages as they come, until all senders have left."""
         return serving.messages(self)
+
+    def done(self) -> None:
+        """As `Receiver.done`."""
+        self._enter(Deadline(None))
+        try:
+            self._finish_last()
+            for lane in self._every:
+                lane.tell()
+        finally:
+            self._gate.release()
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -173,17 +192,32 @@ class Fanin(GetWords, Fan["InLane"]):
                 deadline = Deadline(timeout)
                 continue
             try:
+                self._finish_last()
                 if not backlog:
                     lane = self._next_lane()
                     if lane is None or self._armed or self._ears.given_out:
                         lane = self._await_lane(deadline or Deadline(timeout), lane)
-                    backlog.extend(lane.take(TURN))
+                    backlog.extend(self._take(lane, 1 if self._careful else TURN))
                 try:
                     return backlog.popleft()
                 except IndexError:  # another thread was quicker
                     deadline = deadline or Deadline(timeout)
             finally:
                 self._gate.release()
+
+    def _take(self, lane: InLane, limit: int) -> list[bytes]:
+        """As `InLane.take`; note whose messages are to be done with."""
+        if self._careful:
+            self._undone.append(lane)
+        messages = lane.take(limit)
+        self.replayed = lane.replayed
+        return messages
+
+    def _finish_last(self) -> None:
+        """Who asks for the next message is done with the last."""
+        while self._undone:
+            self._undone[-1].finish()
+            self._undone.pop()
 
     def _enter(self, deadline: Deadline) -> None:
         """Keep other threads out."""
@@ -285,7 +319,7 @@ class Fanin(GetWords, Fan["InLane"]):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the lanes back; what was taken and not asked for is lost. May be called twice.
+        """Give the lanes back; what was taken ahead and not asked for is lost. May be called twice.
 
         Raises InvalidState while views are out; nothing is closed then.
         """
@@ -294,5 +328,8 @@ class Fanin(GetWords, Fan["InLane"]):
         lent = sum(lane.lent() for lane in self._every)
         if lent:
             raise InvalidState(f"{lent} messages are still looked at in place: release them first")
+        if self._left_by_error or self._backlog:  # then what was received last comes again, where that can be
+            for lane in self._undone:
+                lane._left_by_error = True  # noqa: SLF001 - a lane of ours
         self._hang_up()
         self._backlog.clear()

@@ -66,6 +66,10 @@ class InLane(Receiver):
         if self._inlet.ready:
             self._inlet.tell()
 
+    def finish(self) -> None:
+        """What was received is done with."""
+        self._inlet.done()
+
     def arm(self) -> bool:
         """Ask to be woken, then look again: whether there is a message after all."""
         inlet = self._inlet
@@ -85,6 +89,7 @@ class InLane(Receiver):
     def notice(self) -> Departed | None:
         """Find out whether a sender came, or left; the latter, once everything that it sent was taken."""
         device, inlet = self._device, self._inlet
+        device.raise_spoilt()
         if not device.running:
             return None
         if self._known != inlet.epoch:
@@ -121,6 +126,7 @@ class InLane(Receiver):
 class Copied:
     """A message that was taken before somebody asked to look at it in place; used like a `Loan`."""
 
+    replayed = False  # a lane that resumes is never taken from ahead
     room = 0  # nobody waits for a reply: what is taken as bytes is answered then
 
     def __init__(self, data: bytes) -> None:
