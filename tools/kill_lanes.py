@@ -18,12 +18,8 @@ from __future__ import annotations
 import contextlib
 import random
 import select
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 from kill_history import AGAIN, LOST, RECEIVE, SEND, SENT, UP, Book, Broken, Pen, demand
 
@@ -43,6 +39,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 30.0  # seconds until what must happen counts as not happening
 LONGEST: Final = 3000  # bytes of a message
 PAUSE: Final = 0.002  # seconds between two batches of a sender, at most: so both sides sleep now and then
+WORKS: Final = 0.3  # how often a receiver has something to do with what it received, for as long
 CALLS: Final = 1 << 16  # as many as a record can tell apart
 
 
@@ -106,6 +103,8 @@ def receive(_stop: int, pen: Pen, name: str) -> None:
             calls = (calls + 1) % CALLS
             with contextlib.suppress(EndOfMessages):
                 _receive_some(receiver, pen, calls, rolls)
+            if rolls.random() < WORKS:
+                time.sleep(rolls.random() * PAUSE)
 
 
 def _receive_some(receiver: Receiver, pen: Pen, part: int, rolls: random.Random) -> None:
@@ -121,6 +120,8 @@ def _receive_some(receiver: Receiver, pen: Pen, part: int, rolls: random.Random)
         while len(loans) < 3 and not receiver.empty():
             loans.append(receiver.recv_view(PATIENCE))
             _note(pen, bytes(loans[-1].view), part, again=loans[-1].replayed)
+        if rolls.random() < WORKS:
+            time.sleep(rolls.random() * PAUSE)
         rolls.shuffle(loans)
         for loan in loans:
             loan.release()

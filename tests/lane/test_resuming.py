@@ -312,13 +312,15 @@ OPS = ["send 1", "send 5", "recv", "recv", "many 2", "many 9", "view", "release 
 )
 def test_any_work_with_any_deaths_loses_nothing(size, lives):
     world = World(size)
-    world.memory.left = lives[0][1]
-    for script, stores in [*lives[1:], ([], -1)]:
-        run(world, script)
+    for number, (script, stores) in enumerate(lives):
         try:
-            world.succeed(stores=stores)
-        except Killed:
+            if number:
+                world.succeed(stores=stores)
+            else:
+                world.memory.left = stores
+        except Killed:  # before it was a receiver
             continue
+        run(world, script)
     world.succeed()
     world.drain()
 

@@ -11,6 +11,7 @@
 
 Where the region says `restart="resume"`, a device goes on with what its dead predecessor had in flight: these chains
 come first, in the order in which they were taken, and `chain.replayed` is true for each, as it may have been handled.
+That holds for what a driver left that has ended meanwhile, too: the next driver has its turn after it.
 
 Queues are served in turn, one chain each, so that a busy one cannot starve the others. A chain that breaks a rule of
 the specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET), the other queues go on.
