@@ -77,6 +77,8 @@ class Keeper:
     def sleep(self, _deadline, _after=0):
         return False
 
+    lie_down = sleep
+
     def get_ready(self, _deadline=None):
         raise QueueBroken(f"broken: {self.inlet.broken}")
 

@@ -11,7 +11,7 @@ import contextlib
 import threading
 
 import pytest
-from vqshm_harness import PATIENCE, new_name
+from vqshm_harness import PATIENCE, new_name, wait_until
 
 from vqshm import Fanin, Fanout, Receiver, Sender, open_channel
 from vqshm.errors import (
@@ -169,7 +169,7 @@ def test_what_a_receiver_that_left_had_not_done_is_there_before_anything_is_aske
         sender.send_many([b"%d" % number for number in range(5)])
         receiver.recv_many(3, PATIENCE)
     with sender, Receiver.attach(name) as receiver:
-        receiver.qsize()  # it hears of the sender
+        wait_until(receiver.qsize, "it hears of the sender")
         assert receiver.qsize() == 5
         assert not receiver.empty()
         assert receiver.recv_many(9, PATIENCE) == [b"0", b"1", b"2"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import time
 
@@ -16,6 +17,7 @@ from vqshm_harness import BOTH, PATIENCE, become_mortal, heard, wait_until
 
 from vqshm import DeviceSpec, QueueSpec, Receiver, Sender, spec
 from vqshm.errors import CoordinatorGone, EndOfMessages, NoMessage, NoRoom, PeerGone
+from vqshm.lane import serving
 from vqshm.view.snapshot import take as take_snapshot
 
 MESSAGES = 8
@@ -95,9 +97,29 @@ def mortal_receiver(me, name, left, way):
     """Receive in some way, and say what came; die in front of store number `left`."""
     mortality = become_mortal()
     with Receiver.attach(name) as receiver:
+        use_poll(receiver)
         me.send("up")
         mortality.left = left
         receive(me, receiver, way)
+
+
+def use_poll(receiver):
+    """Wait as an event loop does: what looks into the ring in C, or sleeps there, needs windows that are memory."""
+    poller = select.poll()
+    poller.register(receiver.fileno(), select.POLLIN)
+
+    def waiting(take):
+        def take_when_there(*args):
+            while True:
+                with contextlib.suppress(NoMessage):
+                    return take(*args, 0)
+                poller.poll()
+
+        return take_when_there
+
+    for name in ("recv", "recv_many", "recv_view"):
+        setattr(receiver, name, waiting(getattr(receiver, name)))
+    receiver.serve = lambda answer: serving.serve(receiver, answer)
 
 
 def check(lives, sent):
