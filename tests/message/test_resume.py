@@ -26,6 +26,7 @@ from vqshm.errors import (
 )
 from vqshm.host import Handle
 from vqshm.host.coordination.supervisor import give_up
+from vqshm.host.driver_role import DriverRole
 from vqshm.message.aio import AsyncReceiver, AsyncSender
 
 
@@ -205,6 +206,38 @@ def test_a_reset_of_the_sender_ends_a_session_and_tells_what_is_lost(lasting):
         assert list(receiver) == [b"2"]
         assert receiver.recv(PATIENCE) == b"anew"
         thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize("restart", ["reset", "resume"])
+def test_a_receiver_that_is_replaced_while_its_sender_attaches_is_noticed(make_channel, monkeypatch, restart):
+    name = make_channel(restart=restart).name
+    receivers = [Receiver.attach(name)]
+    negotiate = DriverRole._negotiate
+    got = []
+
+    def receive():
+        while not got:
+            with contextlib.suppress(EndOfMessages):
+                got.append(receivers[0].recv(PATIENCE))
+        receivers[0].done()
+
+    thread = threading.Thread(target=receive)
+
+    def negotiate_and_replace(driver, *args):
+        status = negotiate(driver, *args)
+        if not thread.is_alive():
+            receivers.pop().close()
+            receivers.append(Receiver.attach(name))
+            thread.start()
+        return status
+
+    monkeypatch.setattr(DriverRole, "_negotiate", negotiate_and_replace)
+    with Sender.attach(name, timeout=PATIENCE) as sender:
+        sender.send(b"x")
+        sender.flush(PATIENCE)
+        thread.join(PATIENCE)
+        assert got == [b"x"]
+    receivers[0].close()
 
 
 # -- an area that was spoilt -------------------------------------------------------------------------------------------

@@ -145,6 +145,8 @@ class DriverRole(Endpoint):
             raise
         self._prepare_queues()
         self._status(status | spec.STATUS_DRIVER_OK, deadline)
+        if self._over:  # and another one has come meanwhile, or DRIVER_OK would have been refused
+            raise InvalidState(f"the device of {self.region}/{self.plan.name} ended while it was initialised")
         self._go()
 
     def _negotiate(self, status: int, deadline: Deadline) -> int:
@@ -203,9 +205,10 @@ class DriverRole(Endpoint):
     def _check_device(self) -> None:
         """Raise PeerGone if nothing will come back any more, because the device or the region is gone."""
         hopeless = self._over or self._reset_wanted or self.coordinator_gone or self.closing
-        if self.peer_gone and self.plan.restart == "resume" and not hopeless:
+        gone = self.peer_gone  # asked once: it may end at any moment
+        if gone and self.plan.restart == "resume" and not hopeless:
             self._await_successor()  # the coordinator will say so, or otherwise
-        if self.peer_gone or (self._orphaned and hopeless):
+        elif gone or (self._orphaned and hopeless):
             self._device_gone()
         if self._end is not None and self._end.expired:
             raise CoordinatorGone(
