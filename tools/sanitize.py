@@ -99,18 +99,20 @@ ours, theirs = atomic.Region(shared), atomic.Region(shared)
 
 
 def publish():
-    atomic.put_u32(theirs, 8, 1)
-    atomic.store_u16(theirs, 0, 1)
-    while not atomic.load_u16(theirs, 16):
-        pass
+    for number in range(1, 3000):  # often: where the interpreter happens to order the two, nothing is seen
+        atomic.put_u32(theirs, 8, number)
+        atomic.store_u16(theirs, 0, number)
+        while atomic.load_u16(theirs, 16) != number:
+            pass
 
 
 thread = threading.Thread(target=publish)
 thread.start()
-while not atomic.load_u16(ours, 0):
-    pass
-atomic.get_u32(ours, 8)
-atomic.store_u16(ours, 16, 1)
+for number in range(1, 3000):
+    while atomic.load_u16(ours, 0) != number:
+        pass
+    atomic.get_u32(ours, 8)
+    atomic.store_u16(ours, 16, number)
 thread.join()
 """,
         "data race",
@@ -230,7 +232,7 @@ def by_the_core(access: str) -> bool:
     """Whether the innermost function, but for those that copy memory, is one of ours."""
     frames = [line for line in access.splitlines() if re.match(r"\s+#\d", line)]
     innermost = next((line for line in frames if not re.search(r"#\d+ (memcpy|memmove|memset|memcmp)\b", line)), "")
-    return "/vqshm/" in innermost
+    return " c/vqshm/" in innermost  # as the build hook calls it
 
 
 def main() -> int:

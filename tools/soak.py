@@ -1,29 +1,34 @@
-"""The long run: very many messages between two processes, every one checked; or very many races to sleep.
+"""The long run: very many messages between two processes, every one checked; very many races to sleep; or all at once.
 
     python tools/soak.py --messages 1e9         a lane in batches: number and CRC-32 of each message, memory and
                                                 descriptors of all three processes sampled, and required to stay flat
     python tools/soak.py --races 1e8            a queue with two eventfds: each side goes to sleep at a random moment
                                                 around the one at which the other side publishes; no wake-up may be lost
+    python tools/soak.py --mixed 480            for so many minutes, the messages, and beside them kill loops, one after
+                                                the other, in all their modes, each with a seed of its own
 
 Prints progress, then a table; `--json FILE` writes the same with all samples. Exit status 1 if anything was lost,
-changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py.
+changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py, and
+of kill_loop.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import mmap
 import os
 import platform
 import selectors
+import signal
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from vqshm import core, open_channel
 from vqshm.bench import races
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROLES = Path(__file__).with_name("soak_roles.py")
+KILL_LOOP = Path(__file__).with_name("kill_loop.py")
+KILLS = 200  # in one loop
+MODES = tuple(itertools.product(("reset", "resume"), ("eventfd", "semaphore")))  # of the loops
 BLOCK = 512  # messages; as in soak_roles.py
 GROWTH = 1 << 20  # bytes that a process may grow by after its first tenth
 MOST = 4_000_000_000  # messages: their numbers have 32 bits
@@ -100,8 +108,8 @@ def working(workers: list[Worker]) -> Iterator[list[Worker]]:
             worker.end()
 
 
-def follow(workers: list[Worker], what: str, total: int, patience: float) -> Iterator[float]:
-    """Read what they say until all are done, and yield about every second; print progress now and then.
+def follow(workers: list[Worker], what: str, goal: str, patience: float) -> Iterator[float]:
+    """Read what they say until all are done, and yield about every second; print progress to `goal` now and then.
 
     Raises Failed if one fails, ends early, or if nothing moves for `patience` seconds (of ours: who is stopped and
     continued with all the others has not waited).
@@ -127,7 +135,7 @@ def follow(workers: list[Worker], what: str, total: int, patience: float) -> Ite
             if spent - shown >= 10:
                 shown = spent
                 done = min(worker.last.get(what, 0) for worker in workers)
-                print(f"{spent:7.0f} s  {done:>13,} of {total:,} {what}, {done / spent:,.0f} a second", flush=True)
+                print(f"{spent:7.0f} s  {done:>13,} {what} of {goal}, {done / spent:,.0f} a second", flush=True)
 
 
 class Stalled(Failed):
@@ -140,19 +148,29 @@ class Stalled(Failed):
 def soak(messages: int, patience: float) -> dict[str, Any]:
     """Send and check so many messages (rounded up to whole blocks); the figures. Raises Failed."""
     blocks = -(-messages // BLOCK)
+    return flow({"blocks": blocks}, f"{blocks * BLOCK:,}", patience)
+
+
+def flow(order: dict[str, Any], goal: str, patience: float, beside: Killer | None = None) -> dict[str, Any]:
+    """Send and check messages as long as `order` says, with kill loops `beside` them; the figures. Raises Failed."""
     name = f"soak-{os.getpid()}"
     with open_channel(name) as channel:
-        order = {"region": name, "blocks": blocks}
+        order |= {"region": name}
         with working([Worker("receive", order), Worker("send", order)]) as workers:
             coordinator: list[dict[str, Any]] = []
             spent = 0.0
-            for spent in follow(workers, "messages", blocks * BLOCK, patience):  # noqa: B007 - the last one counts
+            for spent in follow(workers, "messages", goal, patience):
                 coordinator.append(look_at(channel.pid))
+                if beside is not None:
+                    beside.go_on(spent)
     samples = {"coordinator": coordinator} | {worker.role: worker.samples for worker in workers}
     figures = {role: growth(found) for role, found in samples.items()}
     wrong = [f"{role}: {complaint}" for role, found in figures.items() if (complaint := found.get("complaint"))]
+    received, sent = (worker.last["messages"] for worker in workers)
+    if received != sent:
+        wrong.append(f"{sent:,} messages were sent, and {received:,} received")
     return {
-        "messages": blocks * BLOCK,
+        "messages": received,
         "seconds": round(spent, 1),
         "processes": figures,
         "counts": {worker.role: worker.last["counts"] for worker in workers},
@@ -204,6 +222,69 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+# -- mixed -------------------------------------------------------------------------------------------------------------
+
+
+class Killer:
+    """Kill loops, one after the other: each in the next mode, with the next seed. A context manager."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds  # none begins later
+        self.figures: list[dict[str, Any]] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def go_on(self, spent: float) -> None:
+        """Look after the one that runs; begin the next when it is its turn. Raises Failed if one found something."""
+        if self._process is None and spent < self.seconds:
+            restart, notify = MODES[len(self.figures) % len(MODES)]
+            options = ["--kills", KILLS, "--seed", 1 + len(self.figures), "--restart", restart, "--notify", notify]
+            self._process = subprocess.Popen(
+                [sys.executable, str(KILL_LOOP), *map(str, options), "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # as the workers
+            )
+        elif self._process is not None and self._process.poll() is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the one that runs, and take its figures. Raises Failed."""
+        if self._process is not None:
+            said, complaint = self._process.communicate()
+            status, self._process = self._process.returncode, None
+            if status:
+                raise Failed(f"kill loop {len(self.figures) + 1} ended with {status}: {complaint}")
+            self.figures.append(json.loads(said))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what runs; its processes see that, and leave."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.communicate()
+
+
+def mixed(minutes: float, patience: float) -> dict[str, Any]:
+    """Messages for so long, and kill loops beside them; the figures. Raises Failed."""
+    with Killer(60 * minutes) as killer:
+        result = flow({"seconds": 60 * minutes}, f"{60 * minutes:,.0f} s", patience, killer)
+        killer.finish()
+    return result | {"loops": killer.figures}
+
+
+def loop_table(loops: list[dict[str, Any]]) -> Iterator[str]:
+    """The figures of the kill loops for people, by mode."""
+    for restart, notify in MODES:
+        mine = [loop for loop in loops if (loop["restart"], loop["notify"]) == (restart, notify)]
+        kills = sum(sum(loop["kills"].values()) for loop in mine)
+        requests = sum(loop["requests"] for loop in mine)
+        yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {requests:,} requests, each rule held"
+
+
 # -- races -------------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +311,7 @@ def race_in(mode: str, rounds: int, patience: float, order: dict[str, Any]) -> d
         spent = 0.0
         with working(sides) as workers:
             try:
-                for spent in follow(workers, "rounds", rounds, patience):  # noqa: B007 - the last one counts
+                for spent in follow(workers, "rounds", f"{rounds:,}", patience):  # noqa: B007 - the last one counts
                     pass
             except Stalled as stalled:
                 with mmap.mmap(memory, races.WORDS) as shared:
@@ -272,16 +353,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=whole, metavar="N", help="messages to send, e.g. 1e9")
     parser.add_argument("--races", type=whole, metavar="N", help="races to sleep, e.g. 1e8")
+    parser.add_argument("--mixed", type=float, metavar="MINUTES", help="messages and kill loops for so long")
     parser.add_argument("--spread", type=int, default=400, help="the pauses of a race: 0 to so many looks at a word")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds without any progress that are too many")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    if bool(options.messages) == bool(options.races):
-        parser.error("either --messages N or --races N")
+    if [bool(options.messages), bool(options.races), bool(options.mixed)].count(True) != 1:
+        parser.error("either --messages N or --races N or --mixed MINUTES")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         if options.messages:
             result = soak(options.messages, options.patience)
+        elif options.mixed:
+            result = mixed(options.mixed, options.patience)
         else:
             result = race(options.races, options.patience, options.spread)
     except KeyboardInterrupt:
@@ -290,7 +374,8 @@ def main() -> int:
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1
-    print(*(table(result) if options.messages else race_table(result)), sep="\n")
+    lines = race_table(result) if options.races else [*table(result), *loop_table(result.get("loops", []))]
+    print(*lines, sep="\n")
     for wrong in result.get("wrong", ()):
         print(f"FAILED: {wrong}", file=sys.stderr)
     if options.json:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import mmap
 import operator
 import os
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vqshm import Receiver
 
 BLOCK = 512  # messages that are made and checked together
 PATTERNS = 64  # fillings and lengths; the blocks go round them
@@ -116,40 +119,59 @@ class Reporter:
 
 
 def send(reporter: Reporter, order: dict[str, Any]) -> None:
-    """Send `blocks` blocks through the lane of a region."""
+    """Send `blocks` blocks through the lane of a region, or for so many `seconds`."""
     from vqshm import Sender, core  # noqa: PLC0415 - this role's
 
     kinds = patterns()
     with Sender.attach(order["region"], timeout=60.0) as sender:
         reporter.say(core=core.kind(), messages=0)
-        for number in range(order["blocks"]):
+        number, end = 0, time.monotonic() + order.get("seconds", 0)
+        while number < order["blocks"] if "blocks" in order else time.monotonic() < end:
             sender.send_many(kinds[number % PATTERNS].make(number * BLOCK))
+            number += 1
             if number % PATTERNS == 0 and reporter.due():
-                reporter.say(messages=(number + 1) * BLOCK)
-        reporter.say(messages=order["blocks"] * BLOCK, counts=sender.counts, done=True)
+                reporter.say(messages=number * BLOCK)
+        reporter.say(messages=number * BLOCK, counts=sender.counts, done=True)
 
 
 def receive(reporter: Reporter, order: dict[str, Any]) -> None:
-    """Receive them, and check every one."""
+    """Receive them until `blocks` blocks or all that were sent are there, and check every one."""
     from vqshm import Receiver, core  # noqa: PLC0415 - this role's
-    from vqshm.errors import EndOfMessages, NoMessage  # noqa: PLC0415 - likewise
+    from vqshm.errors import EndOfMessages  # noqa: PLC0415 - likewise
 
     kinds = patterns()
     with Receiver.attach(order["region"], timeout=60.0) as receiver:
         reporter.say(core=core.kind(), messages=0)
-        for number in range(order["blocks"]):
-            got: list[bytes] = []
-            while len(got) < BLOCK:
-                try:
-                    got += receiver.recv_many(BLOCK - len(got), PATIENCE)
-                except NoMessage:  # the parent judges how long is too long
-                    reporter.say(messages=number * BLOCK + len(got))
+        number = 0
+        while number < order.get("blocks", math.inf):
+            got = next_block(receiver, reporter, number)
+            if not got:
+                break
             kinds[number % PATTERNS].check(got, number * BLOCK)
+            number += 1
             if number % PATTERNS == 0 and reporter.due():
-                reporter.say(messages=(number + 1) * BLOCK)
-        with contextlib.suppress(EndOfMessages):
-            raise Wrong(f"behind the last one came {receiver.recv_many(1, 10 * PATIENCE)}")
-        reporter.say(messages=order["blocks"] * BLOCK, counts=receiver.counts, done=True)
+                reporter.say(messages=number * BLOCK)
+        else:
+            with contextlib.suppress(EndOfMessages):
+                raise Wrong(f"behind the last one came {receiver.recv_many(1, 10 * PATIENCE)}")
+        reporter.say(messages=number * BLOCK, counts=receiver.counts, done=True)
+
+
+def next_block(receiver: Receiver, reporter: Reporter, number: int) -> list[bytes]:
+    """Its messages; none behind the last one. Raises Wrong if they end within."""
+    from vqshm.errors import EndOfMessages, NoMessage  # noqa: PLC0415 - of the receiver
+
+    got: list[bytes] = []
+    while len(got) < BLOCK:
+        try:
+            got += receiver.recv_many(BLOCK - len(got), PATIENCE)
+        except NoMessage:  # the parent judges how long is too long
+            reporter.say(messages=number * BLOCK + len(got))
+        except EndOfMessages:
+            if got:
+                raise Wrong(f"message {number * BLOCK + len(got)} did not come, nor any behind it") from None
+            break
+    return got
 
 
 RACE_BASE = 0x1_0000  # guest address of the queue for races

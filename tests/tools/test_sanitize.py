@@ -1,4 +1,4 @@
-"""The compiled core, built with AddressSanitizer, works on memory that somebody else rewrites, and steps nowhere."""
+"""The compiled core, built with a sanitizer, works on memory that somebody else rewrites, and steps nowhere."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ HOSTILE = (
     "tests/memory/test_atomic.py",
     "tests/fuzz",
 )
+compiled = pytest.mark.skipif(core.kind() != "compiled", reason="the other core has nothing to sanitize")
 
 
 def run(*arguments, **environment):
@@ -28,16 +29,58 @@ def run(*arguments, **environment):
     )
 
 
-@pytest.mark.long
-@pytest.mark.fault("A20", "H06")
-@pytest.mark.timeout(900)  # it compiles everything
-@pytest.mark.skipif(core.kind() != "compiled", reason="the other core has nothing to sanitize")
-def test_hostile_memory_makes_a_sanitized_core_step_nowhere():
-    done = run("address", *HOSTILE)
+def passed(done):
+    """What it said. Skips where there is no such sanitizer, but not where there is one that sees nothing."""
     if done.returncode == 2 and "gcc" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    assert "failed" not in done.stdout
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.fault("A20", "H06")
+@pytest.mark.timeout(900)  # it compiles everything
+@compiled
+def test_hostile_memory_makes_a_sanitized_core_step_nowhere_and_a_misstep_in_it_would_be_seen():
+    said = passed(run("both", *HOSTILE))
+    assert "failed" not in said
+    assert "address: a misstep in the core is seen: heap-buffer-overflow" in said
+    assert "undefined: a misstep in the core is seen: signed integer overflow" in said
+
+
+@pytest.mark.long
+@pytest.mark.fault("H06")
+@pytest.mark.timeout(900)
+@compiled
+def test_two_threads_at_one_queue_race_nowhere_and_a_store_without_order_would_be_seen():
+    done = run("thread")
+    if done.returncode == 2 and ("one thread at a time" in done.stderr or "not built with" in done.stderr):
+        pytest.skip(done.stderr.strip())
+    assert "thread: a misstep in the core is seen: data race" in passed(done)
+
+
+def test_what_threadsanitizer_says_of_the_core_is_told_from_what_it_says_of_the_interpreter(load_tool, tmp_path):
+    sanitize = load_tool("sanitize")
+    frame = "    #{} {} {} ({}+0x1)\n"
+    core = frame.format(0, "vq_get_u16", "c/vqshm/memory/atomic.h:29", "atomic.so")
+    copied = frame.format(0, "memcpy", "tsan.h:1", "python3") + frame.format(
+        1, "fill", "c/vqshm/lane/inlet.c:7", "inlet.so"
+    )
+    python = frame.format(0, "Py_INCREF", "../Include/object.h:3", "python3") + core.replace("#0", "#1")
+
+    def report(first, second, summary):
+        return (
+            "==================\nWARNING: ThreadSanitizer: data race (pid=1)\n"
+            f"  Read of size 2 at 0x7 by main thread:\n{first}\n"
+            f"  Previous write of size 2 at 0x7 by thread T1:\n{second}\n"
+            f"SUMMARY: ThreadSanitizer: data race {summary}\n==================\n"
+        )
+
+    (tmp_path / "race.1").write_text(report(core, python, "a") + report(python, python, "b") + report(core, core, "a"))
+    (tmp_path / "race.2").write_text(report(python, copied, "c"))
+    races, others = sanitize.ours(tmp_path)
+    assert [race.rpartition("data race ")[2].strip() for race in races] == ["a", "c"]
+    assert others == 1
 
 
 def test_without_a_compiler_it_says_so(tmp_path):

@@ -51,6 +51,30 @@ def test_a_short_soak_is_clean_and_says_so_in_json_too(tmp_path):
     assert done.stdout.splitlines()[-1].startswith(f"{figures['messages']:,} messages in ")
 
 
+@pytest.mark.long
+@pytest.mark.fault("G05")
+def test_messages_flow_on_beside_roles_that_are_killed(tmp_path):
+    done = run("--mixed", 0.05, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["counts"]["receive"]["messages"] == figures["counts"]["send"]["messages"] == figures["messages"]
+    assert figures["messages"] > (100_000 if COMPILED else 10_000)
+    assert [sum(loop["kills"].values()) >= 200 for loop in figures["loops"]] == [True] * len(figures["loops"])
+    assert figures["loops"]
+
+
+def test_a_kill_loop_that_finds_something_ends_the_mixed_run(soak, monkeypatch):
+    loop = Path("a_loop.py")
+    monkeypatch.setitem(soak["Killer"].go_on.__globals__, "KILL_LOOP", loop)  # there is none, so it fails
+    with soak["Killer"](60) as killer:
+        killer.go_on(0)
+        with pytest.raises(soak["Failed"], match=r"kill loop 1 ended with 2: .*a_loop\.py"):
+            killer.finish()
+        killer.go_on(61)
+        killer.finish()
+    assert killer.figures == []
+
+
 def changed(block, how):
     message = bytearray(block[7])
     message[-5 if len(message) > 8 else 0] ^= 1
@@ -104,7 +128,10 @@ def test_ctrl_c_ends_all_of_it():
     assert not list(Path("/dev/shm").glob(f"*soak-{process.pid}*"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--messages", "0"], ["--messages", "9e9"], ["--messages", 1, "--races", 1]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--messages", "0"], ["--messages", "9e9"], ["--messages", 1, "--races", 1], ["--mixed", 1, "--races", 1]],
+)
 def test_what_makes_no_sense_is_refused(arguments):
     done = run(*arguments)
     assert done.returncode == 2
