@@ -3,11 +3,17 @@
     pip install 'vqshm[fuzz]'
     python tools/fuzz.py device --seconds 600       one target; `all` takes them in turn, so long each
     python tools/fuzz.py device --keep              and keep what reached new code in tests/fuzz/corpus, minimised
+    python tools/fuzz.py device --shake             on the installed core instead, and not guided: see below
 
 The targets are in tools/fuzzing. They run on the sources of this checkout, interpreted, which can be observed; what is
 kept is replayed on both cores by the tests. A finding is an error without a name, an assertion of a target, ten seconds
 for one input, or more than 1 GiB of memory; the input that did it is written to the work folder, and its name printed.
 Exit status 1 then, 2 if atheris is not installed.
+
+Nobody can watch which way an input takes through the compiled core. But the inputs that are known to take all ways can
+be changed at random and given to it: that is `--shake`, which begins with the corpus and with what an earlier run left
+in the `--work` folder, and is for a core that was built with a sanitizer (tools/sanitize.py --run). The input it is at
+stands in the work folder, for whoever finds it dead.
 """
 
 from __future__ import annotations
@@ -16,10 +22,12 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,9 +58,9 @@ def run_target(name: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def call(name: str, *arguments: str) -> int:
-    """Run libFuzzer on a target, or `minimise`, in a process of its own: the exit status."""
-    environment = {**os.environ, "VQSHM_PURE": "", "PYTHONPATH": str(HERE.parent)}
+def call(name: str, *arguments: str, installed: bool = False) -> int:
+    """Run libFuzzer on a target, `minimise` or `shake`, in a process of its own: the exit status."""
+    environment = dict(os.environ) if installed else {**os.environ, "VQSHM_PURE": "", "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, str(Path(__file__).resolve()), "--inside", name, *arguments]
     return subprocess.run(command, env=environment, check=False).returncode
 
@@ -67,6 +75,50 @@ def fuzz(name: str, seconds: int, work: Path, *, keep: bool) -> int:
     if status == 0 and keep:
         status = call(name, "--minimise", str(found))
     return 1 if status else 0
+
+
+def inputs_of(name: str, found: Path) -> set[bytes]:
+    """What the corpus holds, and what was found."""
+    return {path.read_bytes() for folder in (CORPUS / name, found) if folder.is_dir() for path in folder.iterdir()}
+
+
+def changed(data: bytes, other: bytes, pick: random.Random) -> bytes:
+    """An input after some changes: bytes struck out, put in or overwritten, or the end of another one put on."""
+    changed = bytearray(data)
+    for _ in range(pick.randint(1, 4)):
+        place = pick.randint(0, len(changed))
+        kind = pick.randrange(4)
+        if kind == 0:
+            del changed[place : place + pick.randint(1, 8)]
+        elif kind == 1:
+            changed[place:place] = pick.randbytes(pick.randint(1, 8))
+        elif kind == 2:
+            changed[place : place + pick.randint(1, 4)] = pick.choice((b"\0", b"\xff\xff", b"\0\0\0\x80", b"\x7f"))
+        else:
+            changed[place:] = other[pick.randint(0, len(other)) :]
+    return bytes(changed[:LONGEST])
+
+
+def shake(name: str, seconds: int, work: Path) -> None:
+    """Give changed inputs to a target on the core that is installed, for so long. Raises what the target does."""
+    sys.path.insert(0, str(HERE))
+    from fuzzing import TARGETS  # noqa: PLC0415 - with the vqshm that is installed
+
+    from vqshm import core  # noqa: PLC0415 - likewise
+
+    known = sorted(inputs_of(name, work / name)) or [b""]
+    target, pick, count = TARGETS[name], random.Random(), 0
+    current = work / f"{name}-current"
+    end = time.monotonic() + seconds
+    with current.open("wb", buffering=0) as file:
+        while time.monotonic() < end:
+            data = known[count] if count < len(known) else changed(pick.choice(known), pick.choice(known), pick)
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), data, 0)
+            target(data)
+            count += 1
+    current.unlink()
+    print(f"{name}: {count:,} inputs, of {len(known):,} that were known, {core.kind()} core", flush=True)
 
 
 def minimise(name: str, found: Path) -> None:
@@ -85,8 +137,7 @@ def minimise(name: str, found: Path) -> None:
         seen.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
-    corpus = CORPUS / name
-    inputs = {path.read_bytes() for folder in (corpus, found) if folder.is_dir() for path in folder.iterdir()}
+    corpus, inputs = CORPUS / name, inputs_of(name, found)
     shutil.rmtree(corpus, ignore_errors=True)
     corpus.mkdir(parents=True)
     room, kept = MOST_KEPT, 0
@@ -109,6 +160,8 @@ def main() -> int:
         name, *arguments = sys.argv[2:]
         if arguments[0] == "--minimise":
             minimise(name, Path(arguments[1]))
+        elif arguments[0] == "--shake":
+            shake(name, int(arguments[1]), Path(arguments[2]))
         else:
             run_target(name, arguments)
         return 0
@@ -116,14 +169,19 @@ def main() -> int:
     parser.add_argument("target", choices=(*NAMES, "all"))
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--keep", action="store_true", help="keep the corpus that came of it")
+    parser.add_argument("--shake", action="store_true", help="the installed core, not guided")
     parser.add_argument("--work", type=Path, help="where findings and the growing corpus lie; else a temporary folder")
     options = parser.parse_args()
-    if importlib.util.find_spec("atheris") is None:
+    if not options.shake and importlib.util.find_spec("atheris") is None:
         print("atheris is not installed: pip install 'vqshm[fuzz]'", file=sys.stderr)
         return 2
     work = options.work or Path(tempfile.mkdtemp(prefix="vqshm-fuzz-"))
     names = NAMES if options.target == "all" else (options.target,)
-    failed = [name for name in names if fuzz(name, options.seconds, work, keep=options.keep)]
+    if options.shake:
+        work.mkdir(parents=True, exist_ok=True)
+        failed = [name for name in names if call(name, "--shake", str(options.seconds), str(work), installed=True)]
+    else:
+        failed = [name for name in names if fuzz(name, options.seconds, work, keep=options.keep)]
     if failed:
         print(f"found something in {', '.join(failed)}: see {work}", file=sys.stderr)
         return 1

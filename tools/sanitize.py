@@ -6,11 +6,12 @@
     python tools/sanitize.py thread                 ThreadSanitizer: two threads at the same bytes, and no order
     python tools/sanitize.py both tests/ring        only these tests; what begins with - goes to pytest, behind a --
     python tools/sanitize.py both --prove           no tests, only the proof below
+    python tools/sanitize.py both --run tools/fuzz.py -- all --shake    no tests, but this program
 
 Builds a wheel of this checkout in a temporary folder and puts it before what is installed; nothing else changes. The
-processes that tests start run that build, too. The first finding ends the test that made it (with all that runs in its
-process), and is printed. Leaks are not looked for: CPython keeps what it has at its end, and descriptors, names and
-memory have tests of their own.
+processes that tests start run that build, too. The first finding ends the process that made it, and is printed at the
+end. Tests that measure memory or time may fail by themselves on such a build. Leaks are not looked for: CPython keeps
+what it has at its end, and descriptors, names and memory have tests of their own.
 
 Before the tests comes a proof that they would fail: the seam of the core is built once more from a copy with a misstep
 in it (MISSTEPS), and the sanitizer must report that.
@@ -24,7 +25,7 @@ What it reports is collected; a report is ours if one of the two accesses was ma
 own, which are only counted. Where the processes' own memory is laid out at random so widely that the sanitizer cannot
 start, `setarch -R` in front of the command helps.
 
-Exit status: pytest's; 1 for a race of ours, 2 if it could not run.
+Exit status: pytest's, or the program's; 1 for a race of ours, 2 if it could not run.
 """
 
 from __future__ import annotations
@@ -135,14 +136,14 @@ def libraries(sanitizer: str) -> list[str]:
         if "--with-thread-sanitizer" not in str(sysconfig.get_config_var("CONFIG_ARGS")):
             raise CannotRun(f"{sys.executable} was not built with --with-thread-sanitizer")
         return []  # the interpreter has it
-    found = []
+    paths = []
     for name in LIBRARIES[sanitizer]:
         said = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
         path = Path(said.stdout.strip())
         if not path.is_absolute():
             raise CannotRun(f"gcc has no {name}")
-        found.append(str(path.resolve()))
-    return found
+        paths.append(str(path.resolve()))
+    return paths
 
 
 def build(sanitizer: str, source: Path, folder: Path) -> None:
@@ -162,8 +163,10 @@ def build(sanitizer: str, source: Path, folder: Path) -> None:
 
 def environment(sanitizer: str, folder: Path) -> dict[str, str]:
     """In which Python finds that build, and the sanitizer is loaded before all else. Raises CannotRun."""
-    surroundings = {**os.environ, **OPTIONS, "PYTHONPATH": str(folder), "VQSHM_EXPECT_CORE": "compiled"}
+    surroundings = {**os.environ, "PYTHONPATH": str(folder), "VQSHM_EXPECT_CORE": "compiled"}
     surroundings["VQSHM_PURE"] = ""
+    for name, options in OPTIONS.items():  # to a file each: what pytest has captured is lost with its process
+        surroundings[name] = f"{options}:log_path={folder}/found"
     if needed := libraries(sanitizer):
         surroundings["LD_PRELOAD"] = " ".join(needed)
         surroundings["PYTHONMALLOC"] = "malloc"  # or objects lie in arenas, which are one piece each for a sanitizer
@@ -200,7 +203,7 @@ def prove(sanitizer: str) -> None:
             code = f"from vqshm.memory import atomic\nassert atomic.__file__.endswith('.so')\n{misstep.code}"
             command = [sys.executable, "-P", "-c", code]
             done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
-            said = done.stderr + "".join(ours(folder)[0])
+            said = done.stderr + "".join([*found(folder), *ours(folder)[0]])
         if misstep.report not in said:
             raise CannotRun(
                 f"{kind}: a misstep in the core goes unseen, which should be a {misstep.report}: {said[-500:]}"
@@ -208,9 +211,14 @@ def prove(sanitizer: str) -> None:
         print(f"{kind}: a misstep in the core is seen: {misstep.report}", flush=True)
 
 
+def found(folder: Path) -> list[str]:
+    """What AddressSanitizer and UndefinedBehaviorSanitizer have written into `folder`."""
+    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("found.*"))]
+
+
 def ours(folder: Path) -> tuple[list[str], int]:
     """What ThreadSanitizer has written into `folder`: the races of the core, each once; and how many others."""
-    found: dict[str, str] = {}
+    races: dict[str, str] = {}
     others = 0
     for path in sorted(folder.glob("race.*")):
         for report in re.findall(
@@ -222,23 +230,24 @@ def ours(folder: Path) -> tuple[list[str], int]:
                 re.MULTILINE | re.DOTALL | re.IGNORECASE,
             )
             if any(by_the_core(access) for access in accesses):
-                found.setdefault(report.rpartition("SUMMARY: ")[2], report)
+                races.setdefault(report.rpartition("SUMMARY: ")[2], report)
             else:
                 others += 1
-    return list(found.values()), others
+    return list(races.values()), others
 
 
 def by_the_core(access: str) -> bool:
     """Whether the innermost function, but for those that copy memory, is one of ours."""
     frames = [line for line in access.splitlines() if re.match(r"\s+#\d", line)]
     innermost = next((line for line in frames if not re.search(r"#\d+ (memcpy|memmove|memset|memcmp)\b", line)), "")
-    return " c/vqshm/" in innermost  # as the build hook calls it
+    return re.search(r" (c/)?vqshm/", innermost) is not None  # as the build hook calls what it compiles
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sanitizer", choices=FLAGS)
-    parser.add_argument("tests", nargs="*", help="what to give to pytest")
+    parser.add_argument("tests", nargs="*", help="what to give to pytest, or to the program")
+    parser.add_argument("--run", type=Path, metavar="PROGRAM", help="run this one instead of pytest")
     parser.add_argument("--prove", action="store_true", help="only prove that it sees what it is for")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vqshm-sanitize-") as work:
@@ -252,9 +261,14 @@ def main() -> int:
         except CannotRun as reason:
             print(reason, file=sys.stderr)
             return 2
-        tests = options.tests or TESTS.get(options.sanitizer, TESTS[""])
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += options.tests or TESTS.get(options.sanitizer, TESTS[""])
+        if options.run:
+            command = [sys.executable, "-P", str(options.run.resolve()), *options.tests]
         status = subprocess.run(command, cwd=ROOT, env=surroundings, check=False).returncode
+        for report in found(folder):
+            print(report)
+            status = status or 1
         if options.sanitizer == "thread":
             races, others = ours(folder)
             print(*races, f"{len(races)} races of the core; CPython's own: {others} reports", sep="\n")

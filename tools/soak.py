@@ -282,7 +282,8 @@ def loop_table(loops: list[dict[str, Any]]) -> Iterator[str]:
         mine = [loop for loop in loops if (loop["restart"], loop["notify"]) == (restart, notify)]
         kills = sum(sum(loop["kills"].values()) for loop in mine)
         requests = sum(loop["requests"] for loop in mine)
-        yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {requests:,} requests, each rule held"
+        if mine:
+            yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {requests:,} requests, each rule held"
 
 
 # -- races -------------------------------------------------------------------------------------------------------------
@@ -374,7 +375,7 @@ def main() -> int:
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1
-    lines = race_table(result) if options.races else [*table(result), *loop_table(result.get("loops", []))]
+    lines = race_table(result) if options.races else [*loop_table(result.get("loops", [])), *table(result)]
     print(*lines, sep="\n")
     for wrong in result.get("wrong", ()):
         print(f"FAILED: {wrong}", file=sys.stderr)

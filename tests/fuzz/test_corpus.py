@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,3 +112,30 @@ def test_without_atheris_it_says_what_to_install():
     done = subprocess.run([sys.executable, str(TOOL), "all"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'vqshm[fuzz]'" in done.stderr
+
+
+def test_changed_inputs_run_on_the_core_that_is_installed(tmp_path):
+    command = [sys.executable, str(TOOL), "inlet", "--shake", "--seconds", "1", "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    count, known = re.search(r"inlet: ([\d,]+) inputs, of (\d+) that were known", done.stdout).groups()
+    assert int(count.replace(",", "")) > int(known) == len(list((CORPUS / "inlet").iterdir()))
+    assert core.kind() in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_input_that_breaks_a_core_is_left(load_tool, monkeypatch, tmp_path):
+    seen = []
+
+    def target(data):
+        seen.append(data)
+        assert len(seen) < 500
+
+    monkeypatch.setattr(sys, "path", [*sys.path])  # it puts its folder there
+    monkeypatch.setitem(sys.modules, "fuzzing", SimpleNamespace(TARGETS={"device": target}))
+    with pytest.raises(AssertionError):
+        load_tool("fuzz").shake("device", 60, tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [seen[-1]]
+    assert {path.read_bytes() for path in (CORPUS / "device").iterdir()} < set(seen)
+    assert len(set(seen)) > 250
+    assert max(map(len, seen)) <= 400

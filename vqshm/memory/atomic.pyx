@@ -35,8 +35,10 @@ cdef class Region:
         self.readonly = self._hold.buffer.readonly
         cdef Py_ssize_t total = self._hold.buffer.len
         cdef Py_ssize_t start = offset
-        cdef Py_ssize_t length = total - start if size is None else size
-        if start < 0 or length < 0 or start > total or length > total - start:
+        cdef Py_ssize_t length = -1
+        if 0 <= start <= total:  # else the difference could overflow
+            length = total - start if size is None else size
+        if length < 0 or length > total - start:
             raise ValueError(f"window [{offset}, {offset}+{length}) does not lie in a buffer of {total} bytes")
         self.base = <unsigned char*>self._hold.buffer.buf + start
         self.size = length
