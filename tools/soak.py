@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 ROLES = Path(__file__).with_name("soak_roles.py")
 KILL_LOOP = Path(__file__).with_name("kill_loop.py")
 KILLS = 200  # in one loop
-MODES = tuple(itertools.product(("reset", "resume"), ("eventfd", "semaphore")))  # of the loops
+MODES = tuple(
+    itertools.product(("requests", "messages"), ("reset", "resume"), ("eventfd", "semaphore"))
+)  # of the loops
 BLOCK = 512  # messages; as in soak_roles.py
 GROWTH = 1 << 20  # bytes that a process may grow by after its first tenth
 MOST = 4_000_000_000  # messages: their numbers have 32 bits
@@ -236,10 +238,11 @@ class Killer:
     def go_on(self, spent: float) -> None:
         """Look after the one that runs; begin the next when it is its turn. Raises Failed if one found something."""
         if self._process is None and spent < self.seconds:
-            restart, notify = MODES[len(self.figures) % len(MODES)]
-            options = ["--kills", KILLS, "--seed", 1 + len(self.figures), "--restart", restart, "--notify", notify]
+            what, restart, notify = MODES[len(self.figures) % len(MODES)]
+            options = ["--kills", str(KILLS), "--seed", str(1 + len(self.figures)), "--restart", restart]
+            options += ["--notify", notify, *(["--lane"] if what == "messages" else [])]
             self._process = subprocess.Popen(
-                [sys.executable, str(KILL_LOOP), *map(str, options), "--json"],
+                [sys.executable, str(KILL_LOOP), *options, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -278,12 +281,12 @@ def mixed(minutes: float, patience: float) -> dict[str, Any]:
 
 def loop_table(loops: list[dict[str, Any]]) -> Iterator[str]:
     """The figures of the kill loops for people, by mode."""
-    for restart, notify in MODES:
-        mine = [loop for loop in loops if (loop["restart"], loop["notify"]) == (restart, notify)]
+    for what, restart, notify in MODES:
+        mine = [loop for loop in loops if what in loop and (loop["restart"], loop["notify"]) == (restart, notify)]
         kills = sum(sum(loop["kills"].values()) for loop in mine)
-        requests = sum(loop["requests"] for loop in mine)
+        count = sum(loop[what] for loop in mine)
         if mine:
-            yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {requests:,} requests, each rule held"
+            yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {count:,} {what}, each rule held"
 
 
 # -- races -------------------------------------------------------------------------------------------------------------
