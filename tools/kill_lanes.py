@@ -8,9 +8,10 @@ Messages are numbered for the whole run, over all senders and regions. Records (
     LOST      a sender's `reset()` told how many it lost    KILL, UP  as of the other history
 
 Rules: what is received was sent. What is not flagged is received once, in order, and nothing is left out but what a
-sender died sending, or what was in flight at a `reset`. Where receivers resume nothing is reset; what is flagged was
-received last by the receiver before, or never seen to be, and comes before the rest, in order. In the end nothing that
-was sent is missing. What was in a region goes with it, when its coordinator is killed and a new one begins.
+sender died sending, or what was in flight when a receiver died that has no successor. Where receivers resume nothing is
+reset; what is flagged was received last by the receiver before, or never seen to be, and comes before the rest, in
+order. In the end nothing that was sent is missing. What was in a region goes with it, when its coordinator is killed and
+a new one begins.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Final
 
-from kill_history import AGAIN, LOST, RECEIVE, SEND, SENT, UP, Book, Broken, Pen, demand
+from kill_history import AGAIN, KILL, LOST, RECEIVE, SEND, SENT, UP, Book, Broken, Pen, demand
 
 from vqshm import DeviceSpec, QueueSpec, Receiver, Sender, spec
 from vqshm.errors import (
@@ -147,6 +148,8 @@ class LaneHistory(Book):
         self._resume = resume
         self.next_number = 0  # of the next message
         self._open: dict[int, bool] = {}  # number → surely sent; those that nobody has received yet
+        self._sender = 0  # life of the sender
+        self._adrift = False  # its receiver was killed, which does not resume: what is in flight is lost
         self._last = -1  # the number received last, but for what came again
         self._receiver = 0  # life of the receiver
         self._news = False  # it has received something that was not flagged
@@ -166,16 +169,23 @@ class LaneHistory(Book):
             demand(number == self.next_number, "not the next message")
             self.next_number += 1
             self._open[number] = False
+            self._adrift &= life == self._sender
+            self._sender = life
         elif kind == SENT:
             if number in self._open:
-                self._open[number] = True
+                self._open[number] = not self._adrift
         elif kind in {RECEIVE, AGAIN}:
             self._receive(number, attempt, life, again=kind == AGAIN)
         elif kind == LOST:
             demand(not self._resume, "a reset, though receivers resume")
             self._open.clear()
+            self._adrift = False
+        elif kind == KILL and self.roles[number] == "receiver" and not self._resume:
+            self._adrift = True
+            self._open = dict.fromkeys(self._open, False)
         elif kind == UP:
             self._open.clear()
+            self._adrift = False
             self._may.clear()
             self._call = -1, []
 

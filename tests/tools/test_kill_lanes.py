@@ -64,6 +64,8 @@ def test_a_history_that_holds(judge, text):
 
 def test_a_history_that_holds_where_receivers_do_not_resume(judge):
     assert judge(f"{DEATH}, LOST 3 5, SENDS 4 5, RECEIVE 4.1 3", resume=False) is None
+    assert judge(f"{DEATH}, SENDS 4 5, KILL 2 7, SENDS 5 6, RECEIVE 5.1 3", resume=False) is None  # nobody counted
+    assert "never received" in judge(f"{DEATH}, KILL 2 7, SENDS 4 6", resume=False)
 
 
 @pytest.mark.parametrize(
