@@ -10,8 +10,9 @@ Messages are numbered for the whole run, over all senders and regions. Records (
 Rules: what is received was sent. What is not flagged is received once, in order, and nothing is left out but what a
 sender died sending, or what was in flight when a receiver died that has no successor. Where receivers resume nothing is
 reset; what is flagged was received last by the receiver before, or never seen to be, and comes before the rest, in
-order. In the end nothing that was sent is missing. What was in a region goes with it, when its coordinator is killed and
-a new one begins.
+order. In the end nothing that was sent is missing.
+
+A region takes with it what was in it, when its coordinator is killed and a new one begins.
 """
 
 from __future__ import annotations
