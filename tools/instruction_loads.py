@@ -197,6 +197,24 @@ def in_place() -> Load:
     return run
 
 
+def answered() -> Load:
+    """A call of 64 bytes, served with an answer of as many."""
+    outlet, inlet = make_lane()
+    message = bytes(64)
+
+    def run(meter: Meter, count: int) -> None:
+        meter.start()
+        for _ in range(count):
+            call = outlet.start_call(message, 64)
+            loan = inlet.recv_view()
+            with loan as view:
+                loan.reply(view)
+            call.answer()
+        meter.stop()
+
+    return run
+
+
 LOADS: dict[str, Callable[[], Load]] = {
     "core loop": core_loop,
     "offer a buffer": offer,
@@ -205,6 +223,7 @@ LOADS: dict[str, Callable[[], Load]] = {
     "send, recv 64 B": single,
     "the same, 32 at once": batch,
     "reserve, recv_view 64 KiB": in_place,
+    "call and answer of 64 B": answered,
 }
 
 

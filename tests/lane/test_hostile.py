@@ -46,6 +46,9 @@ DRIVERS = {
     "A16 4 GiB in pieces": (chain((0, 4096, NEXT, 1), (0, 2**32 - 4096, 0, 0)), errors.ChainTooLong),
     "A14 a second piece outside": (chain((0, 5, NEXT, 1), (FAR, 5, 0, 0)), errors.GuestMemory),
     "A14 room for the answer outside": (chain((0, 5, NEXT, 1), (FAR, 5, WRITE, 0)), errors.GuestMemory),
+    "A14 an end of room for the answer outside": (chain((0, 5, NEXT, 1), (4000, 97, WRITE, 0)), errors.GuestMemory),
+    "A13 room for the answer that wraps": (chain((0, 5, NEXT, 1), (2**64 - 2, 5, WRITE, 0)), errors.AddressOverflow),
+    "A14 a question outside": (chain((FAR, 5, NEXT, 1), (8, 5, WRITE, 0)), errors.GuestMemory),
     "A03 a loop of one": (chain((0, 5, NEXT, 0)), errors.DescriptorLoop),
     "A03 a loop of two": (chain((0, 5, NEXT, 1), (0, 5, NEXT, 0)), errors.DescriptorLoop),
     "A02 a next outside": (chain((0, 5, NEXT, 8)), errors.InvalidDescriptorIndex),
@@ -98,6 +101,24 @@ def test_a_driver_that_breaks_a_rule_is_named_and_the_lane_is_broken(lane, take,
     r.outlet.send(b"after")
     assert r.drain() == [b"after"]
     r.assert_at_rest()
+
+
+@pytest.mark.fault("A14")
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+@pytest.mark.parametrize("question", [(FAR, 5), (4000, 97)], ids=["far", "end"])
+def test_a_question_outside_is_a_violation_behind_a_good_message_too(lane, take, question):
+    """Then the region in which messages lie is known already, and the room for the answer lies in it."""
+    r = lane()
+    r.outlet.send(b"good")
+    assert r.drain() == [b"good"]
+    where = r.area + question[0] if question[0] < 4096 else question[0]
+    r.poke_desc(0, where, question[1], NEXT, 1)
+    r.poke_desc(1, r.area + 8, 5, WRITE)
+    r.offer(0)
+    with pytest.raises(errors.GuestMemory) as caught:
+        take(r)
+    assert isinstance(caught.value, PeerViolation)
+    assert r.into.told == [caught.value]
 
 
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)

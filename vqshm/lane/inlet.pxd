@@ -47,7 +47,7 @@ cdef class Inlet(DeviceQueue):
     cpdef done(self)
     cpdef tell(self)
     cpdef collect(self)
-    cdef _write_reply(self, DescriptorChain chain, object data, Py_ssize_t count)
+    cdef _write_reply(self, DescriptorChain chain, unsigned long long addr, object data, Py_ssize_t count)
     @cython.final
     cdef inline int _await_message(self, object timeout) except -1
     cdef _wait(self, object timeout)
@@ -61,7 +61,8 @@ cdef class Inlet(DeviceQueue):
 cdef class Loan:
     cdef Inlet _inlet
     cdef int _head, _epoch
-    cdef Py_ssize_t _count, _written
+    cdef Py_ssize_t _count, _written, _room
+    cdef unsigned long long _answer
     cdef DescriptorChain _chain
     cdef Lent _lent
     cdef object _view

@@ -177,14 +177,20 @@ class Inlet(DeviceQueue):
         loan._epoch = self.epoch
         loan._chain = None
         loan._view = None
-        loan._written = 0
+        loan._written = loan._room = loan._answer = 0
         loan.replayed = self.replayed
         if self.single and not self.writable:
             length = self.length
             loan._lent = new_lent(self._window, self.addr - self._low, length, readonly=True)
+        elif not self.single and self._fetch_call(head):
+            length = self.length
+            loan._room = self.answer_room
+            loan._answer = self.answer_addr
+            loan._lent = new_lent(self._window, self.addr - self._low, length, readonly=True)
         else:
             loan._chain = self.chain(head)
             length = loan._chain.readable_bytes
+            loan._room = loan._chain.writable_bytes
             loan._lent = self._lend_chain(loan._chain)
         loan._count = length
         loan._inlet = self
@@ -232,7 +238,7 @@ class Inlet(DeviceQueue):
     def _lend_chain(self, chain: DescriptorChain) -> Lent:
         """The message of a chain: in place if it is one piece, else a copy."""
         pieces = [d for d in chain.readable() if d.len]
-        if len(pieces) == 1 and self._find(pieces[0].addr, pieces[0].len):
+        if len(pieces) == 1 and self._holds(pieces[0].addr, pieces[0].len):
             return new_lent(self._window, pieces[0].addr - self._low, pieces[0].len, readonly=True)
         copy = bytearray(chain.reader().read())
         return new_lent(atomic.Region(copy), 0, len(copy), readonly=True)
@@ -288,12 +294,11 @@ class Inlet(DeviceQueue):
                         self._return(head, written)
                         self._held += 1
 
-    def _write_reply(self, chain: DescriptorChain, data: Any, count: int) -> None:
-        """Store the reply in the device-writable part of a chain, which has room for it."""
-        pieces = [d for d in chain.writable() if d.len]
-        if len(pieces) == 1 and self._find(pieces[0].addr, pieces[0].len):
-            atomic.fill(self._bytes, pieces[0].addr - self._low, data, count)
-        else:
+    def _write_reply(self, chain: DescriptorChain | None, addr: int, data: Any, count: int) -> None:
+        """Store the reply in the device-writable part of a chain, which has room for it; None: at `addr`."""
+        if chain is None and self._holds(addr, count):
+            atomic.fill(self._bytes, addr - self._low, data, count)
+        elif chain is not None:
             chain.writer().write_all(data)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
@@ -353,13 +358,18 @@ class Loan:
     `replayed`: it may have been received before, by a receiver that died; see `ResumingInlet`.
     """
 
-    __slots__ = ("_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_view", "_written", "replayed")
+    __slots__ = (
+        *("_answer", "_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_room", "_view", "_written"),
+        "replayed",
+    )
 
     _inlet: Inlet | None
     _head: int
     _count: int
     _epoch: int
-    _chain: DescriptorChain | None
+    _chain: DescriptorChain | None  # where there are more buffers than one to read and one to write
+    _room: int
+    _answer: int  # where it goes, if there is no `_chain`
     _written: int
     _lent: Lent
     _view: memoryview | None
@@ -380,7 +390,7 @@ class Loan:
 
         An empty message that is no call has room for 1, which nobody reads.
         """
-        return 0 if self._chain is None else int(self._chain.writable_bytes)
+        return self._room
 
     def reply(self, data: Any) -> None:
         """Answer a call; the answer is sent when the message is given back. Raises InvalidState, MessageTooLarge."""
@@ -388,15 +398,14 @@ class Loan:
         if inlet is None or not self._valid():
             raise InvalidState("this message was given back")
         count = atomic.count_of(data)
-        if count > self.room:
+        if count > self._room:
             raise MessageTooLarge(
-                f"{inlet.name}: a reply of {count} bytes; the call has room for {self.room}",
+                f"{inlet.name}: a reply of {count} bytes; the call has room for {self._room}",
                 count=count,
-                limit=self.room,
+                limit=self._room,
             )
         if count > 0:
-            assert self._chain is not None  # noqa: S101 - there is room only in a chain
-            inlet._write_reply(self._chain, data, count)
+            inlet._write_reply(self._chain, self._answer, data, count)
         self._written = count
 
     def release(self) -> None:
@@ -421,7 +430,7 @@ class Loan:
             inlet.lent -= 1
             if inlet.ready:
                 inlet._give_back(self._head, self._written, self._count)
-                if self._chain is not None:  # somebody waits for this one
+                if self._room:  # somebody waits for this one
                     inlet.tell()
 
     def __reduce__(self) -> NoReturn:

@@ -37,7 +37,8 @@ cdef class Outlet(DriverQueue):
     cpdef Reservation reserve(self, Py_ssize_t count, object timeout=*)
     @cython.locals(call=Call)
     cpdef bytes call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
-    @cython.locals(call=Call, count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, slot=int, head=int)
+    @cython.locals(call=Call, count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, slot=int, head=int,
+                   answer="unsigned long long")
     cpdef Call start_call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
 
     @cython.locals(count=Py_ssize_t, offset=Py_ssize_t)

@@ -196,9 +196,13 @@ class Outlet(DriverQueue):
         """The first half of `call`: send the message; ask what is returned for the answer. Raises as `send`."""
         if answer_bytes < 1:
             raise ValueError(f"an answer has room for at least 1 byte, not {answer_bytes}")
-        pieces = data if isinstance(data, (list, tuple)) else (data,)
-        counts = [atomic.count_of(piece) for piece in pieces]
-        count = sum(counts)
+        pieces = counts = None
+        if type(data) is bytes:
+            count = atomic.count_of(data)
+        else:
+            pieces = data if isinstance(data, (list, tuple)) else (data,)
+            counts = [atomic.count_of(piece) for piece in pieces]
+            count = sum(counts)
         if self.size < 2 or answer_bytes > self.arena.size or count > self.arena.size:
             self._refuse_size(max(count, answer_bytes), 2)
         start = align_up(count, GRAIN)  # of the answer, behind the message
@@ -206,13 +210,15 @@ class Outlet(DriverQueue):
         call._outlet = None
         offset = self._room(start + answer_bytes, timeout, 2)
         slot = self.arena.slot
-        self._fill_pieces(offset, pieces, counts)
-        try:
-            answer = (self._base + offset + start, answer_bytes)
-            head = self.add([(self._base + offset, count)] if count else [], [answer], publish=False)
-        except BaseException:
-            self.arena.give(slot)
-            raise
+        if pieces is None or counts is None:
+            atomic.fill(self._bytes, offset, data, count)
+        else:
+            self._fill_pieces(offset, pieces, counts)
+        answer = self._base + offset + start
+        if count > 0:
+            head = self.add_pair(self._base + offset, count, answer, answer_bytes)
+        else:
+            head = self.add_one(answer, answer_bytes, _WRITE)
         self._slot[head] = slot
         self._answers[head] = _WAITING
         self.calls += 1

@@ -8,7 +8,7 @@ from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
-cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _WRITE, _LINKS
+cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _NEXT, _WRITE, _LINKS
 cdef unsigned long long _LENGTH
 
 
@@ -17,7 +17,7 @@ cdef class DeviceQueue(Half):
     cdef readonly int next_avail, next_used
     cdef public long long limit
     cdef readonly bint single, writable
-    cdef readonly unsigned long long addr, length
+    cdef readonly unsigned long long addr, length, answer_addr, answer_room
     cdef unsigned long long _low, _high
     cdef atomic.Region _window
     cdef atomic.Span _bytes
@@ -44,6 +44,12 @@ cdef class DeviceQueue(Half):
     @cython.final
     @cython.locals(addr="unsigned long long", rest="unsigned long long", length="unsigned long long", flags=int)
     cdef inline bint _fetch(self, int head) except -1
+    @cython.final
+    @cython.locals(addr="unsigned long long", rest="unsigned long long", length="unsigned long long", last=int,
+                   answer="unsigned long long", room="unsigned long long")
+    cdef bint _fetch_call(self, int head) except -1
+    @cython.final
+    cdef inline bint _holds(self, unsigned long long addr, unsigned long long length) except -1
     @cython.final
     cdef bint _find(self, unsigned long long addr, unsigned long long length) except -1
     cpdef seek(self, Py_ssize_t next_avail, Py_ssize_t next_used)

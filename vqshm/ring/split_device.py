@@ -40,6 +40,7 @@ _FLAGS = ring_layout.FLAGS
 _IDX = ring_layout.IDX
 _RING = ring_layout.RING
 _NO_INTERRUPT = spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+_NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _LINKS = spec.VIRTQ_DESC_F_NEXT | spec.VIRTQ_DESC_F_INDIRECT  # flags of a descriptor that is not all of its chain
 _NOTHING = atomic.Region(b"")
@@ -67,6 +68,8 @@ class DeviceQueue(Half):
         "_walk",
         "_window",
         "addr",
+        "answer_addr",
+        "answer_room",
         "indirect",
         "length",
         "limit",
@@ -100,7 +103,7 @@ class DeviceQueue(Half):
         self._avail_seen = 0  # avail.idx when last looked at
         self._num_added = 0  # used elements since needs_notification was last asked
         self.single = self.writable = False  # what `pop_single` found
-        self.addr = self.length = 0
+        self.addr = self.length = self.answer_addr = self.answer_room = 0
         super().__init__(memory, layout, event_idx, name)
 
     def bind(self, memory: Memory, layout: SplitLayout, event_idx: bool) -> None:
@@ -196,13 +199,45 @@ class DeviceQueue(Half):
         flags = (rest >> 32) & 0xFFFF
         if flags & _LINKS or length > self.limit or not self.strict:
             return False
-        if not (self._low <= addr < self._high and length <= self._high - addr) and not self._find(addr, length):
+        if not self._holds(addr, length):
             return False
         self.addr = addr
         self.length = length
         self.writable = flags & _WRITE != 0
         self._shadow[head] = 1 + length if flags & _WRITE else 1
         return True
+
+    def _fetch_call(self, head: int) -> bool:
+        """As `_fetch`, for a chain that was found to be no single buffer: whether it is a readable and a writable one.
+
+        If both lie in one guest region, that is; `addr` and `length` are the readable one's then, `answer_addr` and
+        `answer_room` the other's. The first one is fetched again: nothing was kept of it.
+        """
+        addr = atomic.get_u64(self._desc, 16 * head)
+        rest = atomic.get_u64(self._desc, 16 * head + 8)
+        length = rest & _LENGTH
+        last = rest >> 48
+        if (rest >> 32) & 0xFFFF != _NEXT or last >= self.size or last == head or not self.strict:
+            return False
+        answer = atomic.get_u64(self._desc, 16 * last)
+        rest = atomic.get_u64(self._desc, 16 * last + 8)
+        room = rest & _LENGTH
+        if (rest >> 32) & 0xFFFF != _WRITE or length == 0 or room == 0 or length > self.limit or (length + room) >> 32:
+            return False
+        if not self._holds(addr, length) or not (self._low <= answer < self._high and room <= self._high - answer):
+            return False
+        self.addr = addr
+        self.length = length
+        self.answer_addr = answer
+        self.answer_room = room
+        self._shadow[head] = 1 + room
+        return True
+
+    def _holds(self, addr: int, length: int) -> bool:
+        """As `_find`, which is asked only if the buffer does not lie in the region that the last one lay in."""
+        if self._low <= addr < self._high and length <= self._high - addr:
+            return True
+        return self._find(addr, length)
 
     def _find(self, addr: int, length: int) -> bool:
         """Whether a buffer lies in one guest region; `_low`, `_high`, `_window` and `_bytes` are of that one then."""

@@ -24,6 +24,10 @@ cdef class DriverQueue(Half):
     @cython.locals(head=Py_ssize_t)
     cdef int add_one(self, unsigned long long addr, unsigned long long length, int flags) except -1
     @cython.final
+    @cython.locals(head=Py_ssize_t, last=Py_ssize_t)
+    cdef int add_pair(self, unsigned long long addr, unsigned long long length, unsigned long long answer,
+                      unsigned long long room) except -1
+    @cython.final
     cdef inline int _offer(self, Py_ssize_t head, Py_ssize_t last, int needed, unsigned long long capacity) except -1
     @cython.locals(needed=int)
     cpdef int room_for(self, Py_ssize_t count) except -1

@@ -200,6 +200,15 @@ class DriverQueue(Half):
         self._offer(head, head, 1, length if flags else 0)
         return head
 
+    def add_pair(self, addr: int, length: int, answer: int, room: int) -> int:
+        """As `add_one`, for a readable buffer and a writable one, while two descriptors are free."""
+        head = self._free
+        last = self._link[head]
+        _put_descriptor(self._desc, head, addr, length, _NEXT, last)
+        _put_descriptor(self._desc, last, answer, room, _WRITE, 0)
+        self._offer(head, last, 2, room)
+        return head
+
     def _offer(self, head: int, last: int, needed: int, capacity: int) -> None:
         """Note a chain in the shadow, and put its head into the ring."""
         self._torn = _OFFERING
