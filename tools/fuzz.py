@@ -6,9 +6,10 @@
     python tools/fuzz.py device --shake             on the installed core instead, and not guided: see below
 
 The targets are in tools/fuzzing. They run on the sources of this checkout, interpreted, which can be observed; what is
-kept is replayed on both cores by the tests. A finding is an error without a name, an assertion of a target, ten seconds
-for one input, or more than 1 GiB of memory; the input that did it is written to the work folder, and its name printed.
-Exit status 1 then, 2 if atheris is not installed.
+kept is replayed on both cores by the tests. A finding is an error without a name, an assertion of a target, half a
+minute for one input (of the clock: a busy machine may take that long for the longest walk of the seed's policy), or
+more than 1 GiB of memory; the input that did it is written to the work folder, and its name printed. Exit status 1
+then, 2 if atheris is not installed.
 
 Nobody can watch which way an input takes through the compiled core. But the inputs that are known to take all ways can
 be changed at random and given to it: that is `--shake`, which begins with the corpus and with what an earlier run left
@@ -70,7 +71,7 @@ def fuzz(name: str, seconds: int, work: Path, *, keep: bool) -> int:
     found = work / name
     found.mkdir(parents=True, exist_ok=True)
     folders = [str(found), *([str(CORPUS / name)] if (CORPUS / name).is_dir() else [])]
-    limits = ["-timeout=10", "-rss_limit_mb=1024", f"-max_len={LONGEST}", f"-artifact_prefix={work}/{name}-"]
+    limits = ["-timeout=30", "-rss_limit_mb=1024", f"-max_len={LONGEST}", f"-artifact_prefix={work}/{name}-"]
     status = call(name, *folders, *limits, f"-max_total_time={seconds}", "-print_final_stats=1", "-verbosity=0")
     if status == 0 and keep:
         status = call(name, "--minimise", str(found))

@@ -6,7 +6,7 @@
     python tools/sanitize.py thread                 ThreadSanitizer: two threads at the same bytes, and no order
     python tools/sanitize.py both tests/ring        only these tests; what begins with - goes to pytest, behind a --
     python tools/sanitize.py both --prove           no tests, only the proof below
-    python tools/sanitize.py both --run tools/fuzz.py -- all --shake    no tests, but this program
+    python tools/sanitize.py both --run tools/fuzz.py all --shake    no tests, but this program, with all behind it
 
 Builds a wheel of this checkout in a temporary folder and puts it before what is installed; nothing else changes. The
 processes that tests start run that build, too. The first finding ends the process that made it, and is printed at the
@@ -246,8 +246,8 @@ def by_the_core(access: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sanitizer", choices=FLAGS)
-    parser.add_argument("tests", nargs="*", help="what to give to pytest, or to the program")
-    parser.add_argument("--run", type=Path, metavar="PROGRAM", help="run this one instead of pytest")
+    parser.add_argument("tests", nargs="*", help="what to give to pytest")
+    parser.add_argument("--run", nargs=argparse.REMAINDER, metavar="PROGRAM", help="run this one instead of pytest")
     parser.add_argument("--prove", action="store_true", help="only prove that it sees what it is for")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vqshm-sanitize-") as work:
@@ -264,7 +264,7 @@ def main() -> int:
         command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += options.tests or TESTS.get(options.sanitizer, TESTS[""])
         if options.run:
-            command = [sys.executable, "-P", str(options.run.resolve()), *options.tests]
+            command = [sys.executable, "-P", *options.run]
         status = subprocess.run(command, cwd=ROOT, env=surroundings, check=False).returncode
         for report in found(folder):
             print(report)

@@ -83,7 +83,8 @@ def test_what_threadsanitizer_says_of_the_core_is_told_from_what_it_says_of_the_
     assert others == 1
 
 
-def test_without_a_compiler_it_says_so(tmp_path):
-    done = run("address", env={"PATH": str(tmp_path)})
+@pytest.mark.parametrize("arguments", [["address"], ["both", "--run", "tools/fuzz.py", "all", "--shake"]])
+def test_without_a_compiler_it_says_so(tmp_path, arguments):
+    done = run(*arguments, env={"PATH": str(tmp_path)})
     assert done.returncode == 2
     assert "there is no gcc" in done.stderr
