@@ -44,7 +44,8 @@ def scenario(chosen: argparse.Namespace, scenarios: Any) -> Any:
         return import_module("vqshm_fan_scenarios").fan_in(chosen.count, chosen.size, event_idx=not chosen.flags)
     if chosen.scenario in {"share", "broadcast"}:
         fans = import_module("vqshm_fan_scenarios")
-        return fans.fan_out(chosen.count, chosen.size, mode=chosen.scenario, event_idx=not chosen.flags)
+        step = fans.SLOW if chosen.slow else fans.QUICK
+        return fans.fan_out(chosen.count, chosen.size, mode=chosen.scenario, event_idx=not chosen.flags, step=step)
     if chosen.scenario == "lane":
         return scenarios.lane(chosen.count, chosen.size, many=chosen.many, held=chosen.held, **common)
     return scenarios.exchange(
@@ -64,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--many", action="store_true", help="several messages per call")
     parser.add_argument("--batch", type=int, default=1, help="exchange: chains per kick")
     parser.add_argument("--held", type=int, default=2, help="lane: messages given back before that is shown")
+    parser.add_argument("--slow", action="store_true", help="share, broadcast: nobody is found quick")
     parser.add_argument("--spurious", type=int, default=0, help="exchange: wake-ups for nothing")
     parser.add_argument("--model", nargs="+", choices=["sc", "tso", "c11"], default=["tso"], help="of memory")
     parser.add_argument("--preemptions", type=int, help="bound them; without it, all orders are tried")

@@ -1,9 +1,16 @@
-"""Scenarios for the explorer: the real fans, which wait for several lanes at once: three sides, very few messages."""
+"""Scenarios for the explorer: the real fans, which wait for several lanes at once: three sides, very few messages.
+
+A fan-out goes by the clock. A side that is explored must do the same after the same answers, so it has a time of its
+own, which passes by a fixed `step` whenever somebody looks at it: by a short one, where every receiver is found quick,
+or by one longer than a turn, where none is. What is right must be so with both.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 from vqshm_explorer import Scenario
@@ -11,11 +18,14 @@ from vqshm_scenarios import BASE, GRAIN, Doorbell, Ears, Role, blank, named, pay
 
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
-from vqshm.message.fan import Fanin, Fanout, base
+from vqshm.message.fan import Fanin, Fanout, base, turns
 from vqshm.message.fan.in_lane import InLane
 from vqshm.message.fan.out_lane import OutLane
 from vqshm.notify.spin import Pace
 from vqshm.ring import SplitLayout
+
+QUICK, SLOW = 1_000, turns.TENURE + 1  # nanoseconds
+TICK = 4_000_000  # nanoseconds, as of a kernel of 250 ticks a second
 
 
 def two_lanes(size, start=0):
@@ -46,14 +56,38 @@ def fan_in(count=1, size=1, *, event_idx=True):
     return Scenario(named("fan-in", count, size, flags=not event_idx), BASE, image, sides)
 
 
-def fan_out(count=2, size=1, *, mode="share", event_idx=True):
+def fan_out(count=2, size=1, *, mode="share", event_idx=True, step=QUICK):
     """A fan-out sends `count` empty messages to two receivers and flushes, asleep on both lanes at once."""
     lanes, image = two_lanes(size)
-    sides = {"fan-out": partial(spreader, lanes=lanes, count=count, mode=mode, event_idx=event_idx)}
+    sides = {"fan-out": partial(spreader, lanes=lanes, count=count, mode=mode, event_idx=event_idx, step=step)}
     for n, (layout, _) in enumerate(lanes):
         sides[f"receiver {n}"] = partial(taker, layout=layout, bell=f"kick {n}", event_idx=event_idx)
     waiting = frozenset({"receiver 0", "receiver 1"})  # they do not know how many messages there are
-    return Scenario(named(f"fan-out {mode}", count, size, flags=not event_idx), BASE, image, sides, may_sleep=waiting)
+    name = named(f"fan-out {mode}", count, size, flags=not event_idx, slow=step > QUICK)
+    return Scenario(name, BASE, image, sides, may_sleep=waiting)
+
+
+class Clock:
+    """Time that is told by how often somebody looked at it."""
+
+    def __init__(self, step):
+        self.at, self.step = 0, step
+
+    def now(self):
+        self.at += self.step
+        return self.at
+
+    def tick(self):
+        return self.at // TICK
+
+    @contextlib.contextmanager
+    def ruling(self):
+        """While this holds, it is the clock of fans."""
+        with (
+            mock.patch.object(turns, "spin", self),
+            mock.patch.object(base, "time", SimpleNamespace(monotonic_ns=self.now)),
+        ):
+            yield
 
 
 class In(InLane):
@@ -103,7 +137,12 @@ def gatherer(world, *, lanes, event_idx, count):
         lane.tell()
 
 
-def spreader(world, *, lanes, event_idx, count, mode):
+def spreader(world, *, step, **kinds):
+    with Clock(step).ruling():
+        spread(world, **kinds)
+
+
+def spread(world, *, lanes, event_idx, count, mode):
     outs = []
     for n, (layout, area) in enumerate(lanes):
         outlet = Outlet(

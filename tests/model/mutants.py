@@ -83,6 +83,8 @@ SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)
 FILL = "last = self._fill_chain(readable, writable)"
 CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
 GIVE = "self._shadow[head] = 0"
+LOOK_FIRST = "if self.last_used == self._used_seen and self._look_used() == 0:"
+ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
 HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
 
 MUTANTS = [
@@ -165,6 +167,16 @@ MUTANTS = [
         exchange,
     ),
     Mutant(
+        "driver: element before idx",
+        DriverQueue,
+        "_peek",
+        (
+            (LOOK_FIRST, f"early = {ELEMENT}\n    {LOOK_FIRST}"),
+            ("head = atomic.get_u32(self._used, offset)", "head = early"),
+        ),
+        partial(exchange, lazy=True),
+    ),
+    Mutant(
         "inlet: asks before it shows",
         Inlet,
         "tell",
@@ -175,6 +187,20 @@ MUTANTS = [
         lane,
     ),
     # who owns what
+    Mutant(
+        "driver: a chain of two is freed as one",
+        DriverQueue,
+        "_accept",
+        (("self.num_free += self._parts[head]", "self.num_free += 1"),),
+        partial(exchange, pairs=True),
+    ),
+    Mutant(
+        "driver: the free list loses what comes back late",
+        DriverQueue,
+        "_accept",
+        (("self._link[self._last[head]] = self._free", "self._link[self._last[head]] = 0"),),
+        partial(exchange, 2, 4, batch=2, lazy=True),
+    ),
     Mutant(
         "inlet: gives back, then copies",
         Inlet,
@@ -218,6 +244,24 @@ MUTANTS = [
         "_sleep_until",
         (("for lane in lanes])", "for lane in lanes[:1]])"),),
         partial(fan_out, 1, mode="broadcast", event_idx=False),
+        "sc",
+        {"preemptions": 1},
+    ),
+    Mutant(
+        "share: flush asks no lane behind one that is late",
+        Fanout,
+        "flush",
+        (("not sum(", "not any("),),
+        partial(fan_out, 2),
+        "sc",
+        {"preemptions": 1},
+    ),
+    Mutant(
+        "share: arms one lane only",
+        Fanout,
+        "_sleep_until",
+        (("for lane in lanes])", "for lane in lanes[:1]])"),),
+        partial(fan_out, 2, event_idx=False),
         "sc",
         {"preemptions": 1},
     ),

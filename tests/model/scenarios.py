@@ -265,7 +265,7 @@ class Role:
     def hear(self):
         pass
 
-    check = hear
+    check = raise_spoilt = hear
 
     def sleep_limit(self, seconds):
         return seconds

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from vqshm_death_scenarios import resumption
 from vqshm_explorer import Explorer, Scenario, Violation
-from vqshm_fan_scenarios import fan_in, fan_out
+from vqshm_fan_scenarios import SLOW, fan_in, fan_out
 from vqshm_memory_models import MODELS
 from vqshm_mutants import MUTANTS, Mutant
 from vqshm_scenarios import BASE, exchange, lane
@@ -105,14 +105,25 @@ def test_nor_on_a_processor_that_orders_no_more_than_c11_promises(scenario):
     [
         (fan_in(1), 1),
         (fan_out(1, mode="broadcast"), 1),
+        (fan_out(2), 1),
+        (fan_out(2, step=SLOW), 1),
+        (fan_out(2, event_idx=False), 1),
         slow(fan_in(2), 1),
         slow(fan_in(1), 2),
+        slow(fan_out(2, mode="broadcast"), 1),
+        slow(fan_out(3), 1),
     ],
     ids=str,
 )
 def test_those_who_wait_for_several_lanes_miss_none_of_them(scenario, preemptions):
     """Three sides; stores are seen at once here, as the ring's own fences are tried above."""
     assert explore(scenario, "sc", preemptions=preemptions).orders > 100
+
+
+@pytest.mark.parametrize("mode", ["share", "broadcast"])
+def test_a_fan_that_goes_by_the_clock_is_explored_to_the_same_end_each_time(mode):
+    first, second = (explore(fan_out(1, mode=mode), "sc", preemptions=1) for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize(
