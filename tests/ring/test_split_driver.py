@@ -313,6 +313,18 @@ def test_after_a_reset_every_chain_in_flight_is_handed_back_once(rig):
     assert sorted(r.driver.add([buffer]) for _ in range(8)) == list(range(8))
 
 
+@pytest.mark.parametrize("token", [-1, -(2**62), 8, 7, 0xFFFF, 2**62])
+def test_a_token_that_was_not_handed_out_is_not_in_flight(rig, token):
+    """The last descriptor is in flight here, which -1 would name."""
+    r = rig(8)
+    tokens = [r.driver.add([(r.buffers, 4)]) for _ in range(8)]
+    for other in tokens[:-1] if token == -1 else tokens:
+        r.give_back(other)
+        assert r.driver.reap() == (other, 0)
+    assert not r.driver.is_in_flight(token)
+    assert r.driver.is_in_flight(tokens[-1]) is (token == -1)
+
+
 def test_a_position_is_set_only_while_nothing_is_in_flight(rig):
     r = rig()
     r.poke_idx(avail=65535, used=65535)

@@ -196,3 +196,16 @@ def test_wrong_types_are_refused(wrong):
                 write(data)
     assert memory == b"abcdefgh"
     assert writer.available_bytes == 8
+
+
+def test_no_bytes_are_looked_at_where_none_are_asked_for(rig):
+    """0 is a number; a negative one is all there are."""
+    r = rig()
+    r.driver.add([(r.buffers, 4)], [(r.buffers + 4, 4)])
+    chain = r.device.pop()
+    reader, writer = chain.reader(), chain.writer()
+    assert list(reader.views(0)) == []
+    assert reader.available_bytes == 4
+    assert sum(map(len, reader.views())) == 4
+    assert list(writer.views(0)) == []
+    assert sum(map(len, writer.views())) == 4
