@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,72 @@ def test_what_a_killed_coordinator_left_is_cleaned(serve, run, name, left, notif
     assert f"removed {name}: its coordinator has ended" in run("clean").stdout
     assert left() == []
     assert name not in run("ls").stdout
+
+
+HOLD = "import signal; from vqshm import Device; device = Device.attach({!r}); print('up', flush=True); signal.pause()"
+
+
+@pytest.mark.fault("D08")
+@pytest.mark.parametrize("memory", ["named", "memfd"])
+def test_where_others_work_on_after_their_coordinator_ended_the_name_is_only_taken_by_force(
+    serve, start, run, name, left, memory
+):
+    running = serve("--device", "echo", "--memory", memory)
+    device = start("-c", HOLD.format(name))
+    device.until("up")
+    assert running.end(signal.SIGKILL) == -signal.SIGKILL
+    who = f"process {device.process.pid} (device of 'echo0')"
+    entry = listed(run, name)
+    assert (entry["condition"], entry["holders"]) == ("held", [who])
+    why = f"left {name}: its coordinator has ended, but {who} work on in it; `vqshm clean --force {name}` takes"
+    assert why in " ".join(run("clean").stdout.split())
+    assert why in " ".join(run("clean", "--dry-run", name).stdout.split())
+    refused = run("coordinator", name)
+    assert refused.exit_code == 1
+    assert f"vqshm clean --force {name}" in " ".join(refused.stderr.split())
+    assert left()
+    assert f"would remove {name}: its coordinator has ended" in run("clean", "--force", "-n", name).stdout
+    assert left()
+    assert f"removed {name}: its coordinator has ended" in run("clean", "--force", name).stdout
+    assert left() == []
+    assert device.process.poll() is None
+    assert serve("--device", "echo").end(signal.SIGTERM) == 0
+
+
+@pytest.mark.fault("D08", "D10")
+@pytest.mark.parametrize("notify", ["eventfd", "semaphore"])
+def test_when_those_have_ended_of_whom_a_new_coordinator_told_it_gets_the_name_at_once(serve, start, run, name, notify):
+    running = serve("--device", "echo", "--notify", notify)
+    device = start("-c", HOLD.format(name))
+    device.until("up")
+    running.end(signal.SIGKILL)
+    refused = run("coordinator", name)
+    assert refused.exit_code == 1
+    assert f"process {device.process.pid} (device of 'echo0') work on in its region; end them" in refused.stderr
+    device.end(signal.SIGKILL)
+    again = serve("--device", "echo", "--notify", notify)
+    assert listed(run, name)["owner"]["pid"] == again.process.pid
+    assert again.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.fault("E05")
+def test_a_region_whose_file_was_removed_is_listed_and_left_alone(serve, run, name):
+    running = serve("--device", "echo")
+    Path(f"/dev/shm/vqshm.{name}").unlink()
+    entry = listed(run, name)
+    assert (entry["condition"], entry["owner"]["pid"]) == ("name removed", running.process.pid)
+    assert f"left {name}: its coordinator runs, and lets others in" in run("clean", "--force", name).stdout
+    assert run("stat", name).exit_code == 0
+    assert running.end(signal.SIGTERM) == 0
+    assert listed(run, name) is None
+
+
+def test_to_clean_what_does_not_exist_is_an_error(run, name):
+    result = run("clean", name)
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        1,
+        f"error: there is no region {name}; `vqshm ls` lists those that exist",
+    )
 
 
 def test_a_name_left_behind_can_be_taken_again(serve, name):

@@ -217,7 +217,7 @@ class Region:
 
     def __init__(self, nursery: Nursery, devices, notify: str, name: str | None, memory: str) -> None:
         self.name = name or new_name()
-        self.notify = notify
+        self.notify, self.memory = notify, memory
         self._nursery = nursery
         self.actors: list[Actor] = []
         self.coordinator = nursery.start(coordinate, self.name, tuple(devices), notify, memory)

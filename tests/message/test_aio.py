@@ -10,7 +10,16 @@ import pytest
 from vqshm_harness import PATIENCE
 
 from vqshm import Fanin, Fanout, Receiver, Sender
-from vqshm.errors import EndOfMessages, InvalidState, MessageTooLarge, NoMessage, NoRoom, PeerGone
+from vqshm.errors import (
+    EndOfMessages,
+    InvalidState,
+    MessageTooLarge,
+    NoMessage,
+    NoRoom,
+    PeerGone,
+    PeerViolation,
+    QueueBroken,
+)
 from vqshm.message.aio import AsyncReceiver, AsyncSender
 
 FOUR_IN = [f"s{number}r0" for number in range(4)]
@@ -43,6 +52,16 @@ def consume(me, region, lane):
     with Receiver.attach(region, lane) as receiver:
         me.send("ready")
         me.send(list(receiver))
+
+
+def send_too_much(me, region):
+    """Send a message that is too long; when told so reset the lane and send another one."""
+    with Sender.attach(region) as sender:
+        sender.send(bytes(101))
+        me.recv()
+        sender.reset(PATIENCE)
+        sender.send(b"anew")
+        me.recv()
 
 
 # -- there and back ----------------------------------------------------------------------------------------------------
@@ -376,3 +395,79 @@ def test_who_is_cancelled_while_attaching_leaves_no_role_taken(make_channel, sta
 
     run(late())
     assert consumer.hear() == []
+
+
+# -- behind a violation ------------------------------------------------------------------------------------------------
+
+
+def test_behind_a_violation_the_reset_of_the_sender_is_waited_for_without_spinning(make_channel, start):
+    name = make_channel().name
+
+    async def main():
+        async with await AsyncReceiver.attach(name, limit=100) as receiver:
+            sender = start(send_too_much, name)
+            with pytest.raises(PeerViolation):
+                await receiver.recv()
+            for timeout in (0, 0.01):
+                with pytest.raises(QueueBroken, match="must reset it"):
+                    await receiver.recv(timeout)
+            waiting = asyncio.create_task(receiver.recv())
+            looks = 0
+
+            def look(given):
+                nonlocal looks
+                looks += 1
+                return recv(given)
+
+            recv, receiver.end.recv = receiver.end.recv, look
+            await asyncio.sleep(0.1)
+            assert looks < 10
+            assert not waiting.done()
+            sender.say("go on")
+            assert await waiting == b"anew"
+            sender.say("leave")
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["sender", "coordinator"])
+def test_behind_a_violation_nothing_is_waited_for_that_cannot_come(make_channel, start, end):
+    channel = make_channel()
+
+    async def main():
+        async with await AsyncReceiver.attach(channel.name, limit=100) as receiver:
+            sender = start(send_too_much, channel.name)
+            with pytest.raises(PeerViolation):
+                await receiver.recv()
+            waiting = asyncio.create_task(receiver.recv())
+            await settle()
+            if end == "coordinator":
+                channel.coordinator.kill()
+                with pytest.raises(QueueBroken, match="must reset it"):
+                    await waiting
+            else:
+                sender.kill()
+                async with await AsyncSender.attach(channel.name, timeout=PATIENCE) as other:
+                    await other.send(b"of the next one")
+                    assert await waiting == b"of the next one"
+
+    run(main())
+
+
+def test_a_fan_in_an_event_loop_has_its_limit_and_waits_for_a_reset(make_channel, start):
+    name = make_channel().name
+
+    async def main():
+        async with AsyncReceiver(Fanin.attach(name, limit=100)) as receiver:
+            sender = start(send_too_much, name)
+            with pytest.raises(PeerViolation):
+                await receiver.recv()
+            with pytest.raises(NoMessage):
+                await receiver.recv(0.01)
+            waiting = asyncio.create_task(receiver.recv())
+            await settle()
+            sender.say("go on")
+            assert await waiting == b"anew"
+            sender.say("leave")
+
+    run(main())

@@ -106,6 +106,7 @@ def test_a_coordinator_removes_only_the_name_that_is_its_own(start):
     name = new_name()
     with Coordinator(name, [echo_spec()], memory="memfd"):
         names.paper_path(name).unlink()
+        names.socket_path(name).unlink()
         successor = start(coordinate, name, (echo_spec(),))
         assert successor.hear() == "ready"
     assert look_at(name).owner.pid == successor.pid

@@ -111,12 +111,16 @@ def retried(function, name):
 
 
 @pytest.mark.fault("E07")
-@pytest.mark.parametrize("memory", ["named", "memfd"])
+@pytest.mark.parametrize(
+    ("memory", "notify"),
+    [("named", "eventfd"), ("memfd", "eventfd"), ("named", "semaphore")],
+    ids=["named", "memfd", "semaphores"],
+)
 @pytest.mark.parametrize("call", CALLS)
 def test_at_the_limit_of_descriptors_a_call_fails_by_name_leaks_nothing_and_works_later(
-    make_region, start, call, memory
+    make_region, start, call, memory, notify
 ):
-    region = make_region(echo_spec(), echo_spec("idle"), memory=memory)
+    region = make_region(echo_spec(), echo_spec("idle"), memory=memory, notify=notify)
     region.echo("echo0")
     actor = start(starving, region.name, call)
     failures = actor.hear()

@@ -7,12 +7,18 @@ import json
 import click
 from rich.text import Text
 
-from vqshm.cli.console import BAD, DIM, GOOD, STRONG, console, grid, process
+from vqshm.cli.console import BAD, DIM, GOOD, STRONG, WARNING, console, grid, process
 from vqshm.host import Condition
 from vqshm.view import regions
 from vqshm.view.machine import in_bytes
 
-_STYLES = {Condition.ALIVE: GOOD, Condition.STALE: BAD, Condition.HALF_MADE: BAD}
+_STYLES = {
+    Condition.ALIVE: GOOD,
+    Condition.UNNAMED: WARNING,
+    Condition.HELD: WARNING,
+    Condition.STALE: BAD,
+    Condition.HALF_MADE: BAD,
+}
 
 
 @click.command(short_help="List the regions that exist.")
@@ -20,7 +26,8 @@ _STYLES = {Condition.ALIVE: GOOD, Condition.STALE: BAD, Condition.HALF_MADE: BAD
 def ls(*, as_json: bool) -> None:
     """List the regions that exist in /dev/shm: condition, coordinator, size, devices.
 
-    A stale one was left behind by a coordinator that ended without notice; `vqshm clean` removes it.
+    A stale one was left behind by a coordinator that ended without notice; `vqshm clean` removes it. In one that is
+    held others work on without their coordinator. Where the name was removed, the coordinator still lets others in.
     """
     found = regions.list_regions()
     if as_json:
@@ -33,19 +40,24 @@ def ls(*, as_json: bool) -> None:
     table = grid("region", "condition", "coordinator", "size", "devices", right=("size",), folding="coordinator")
     for entry in found:
         owner = process(entry.owner) if entry.owner else Text(entry.note or "unknown", DIM)
+        if entry.holders:
+            owner.append(f"; {', '.join(entry.holders)} work on", WARNING)
         condition = Text(entry.condition, _STYLES.get(Condition(entry.condition), DIM) if _known(entry) else DIM)
         table.add_row(Text(entry.name, STRONG), condition, owner, in_bytes(entry.size), ", ".join(entry.devices))
     screen.print(table)
 
 
 @click.command(short_help="Remove what dead runs left behind.")
+@click.argument("names", metavar="[REGION]...", nargs=-1)
+@click.option("--force", "-f", is_flag=True, help="Also where others work on after their coordinator ended.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only say what would be removed.")
-def clean(*, dry_run: bool) -> None:
+def clean(names: tuple[str, ...], *, force: bool, dry_run: bool) -> None:
     """Remove regions whose coordinator has ended, with their sockets and semaphores.
 
-    Regions that somebody serves, or that belong to somebody else, are left alone.
+    Regions that somebody serves or works in, or that belong to somebody else, are left alone. --force takes the name
+    from those who work in one, too: they go on, and see nothing of it.
     """
-    done = regions.clean(dry_run=dry_run)
+    done = regions.clean(names, force=force, dry_run=dry_run)
     screen = console()
     for name, why in done.removed.items():
         screen.print(

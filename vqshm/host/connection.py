@@ -47,7 +47,8 @@ def connect(path: Path, region: str, *, max_fds: int, coordinator: int, deadline
             raise
         raise CoordinatorGone(
             f"region {region!r} exists, but its coordinator (process {coordinator}) does not answer at {path} "
-            f"({error.strerror or error}); if it has ended, `vqshm clean` removes the region",
+            f"({error.strerror or error}); if it has ended, `vqshm clean` removes the region, and a new "
+            "coordinator can take its name, once nobody works in it any more",
             name=region,
             pid=coordinator,
         ) from error

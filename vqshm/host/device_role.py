@@ -31,6 +31,7 @@ class DeviceRole(Endpoint):
     """What every device does, whatever its type. See `Endpoint` for what both roles share."""
 
     role = "device"
+    peer_role = "driver"
 
     @classmethod
     def attach(
@@ -60,6 +61,7 @@ class DeviceRole(Endpoint):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.peer_lost = False  # the driver that leaves did not say goodbye: its process ends
         self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
+        self.resetting = False  # it leaves because it reset the device
         self.resumed = False  # the driver's session was begun by another device process
         super().__init__(*args, **kwargs)
 
@@ -83,7 +85,7 @@ class DeviceRole(Endpoint):
     @property
     def driver_ended(self) -> bool:
         """Whether the driver's process has ended, or is about to: its connection closed without a goodbye."""
-        return self.peer_gone or self.peer_lost
+        return self.peer_ended or self.peer_lost
 
     def wait_driver(self, timeout: float | None = None) -> int:
         """Wait until a driver has set DRIVER_OK; the negotiated features.
@@ -106,11 +108,12 @@ class DeviceRole(Endpoint):
         if what == "start":
             self._watch_peer(ProcessId(event["pid"], event["start_time"]))
             self.features = event["features"]
-            self.leaving = self.peer_lost = False
+            self.leaving = self.peer_lost = self.resetting = False
             self.resumed = event.get("resume", False)
             self._start_queues()
         elif what in {"stop", "peer_gone", "closing"}:
             self.leaving = True
+            self.resetting = what == "stop"
             self.peer_lost = what == "peer_gone" and event.get("reason") != DETACHED
 
     def let_go(self) -> None:

@@ -30,6 +30,7 @@ class DriverRole(Endpoint):
     """What every driver does, whatever it offers. See `Endpoint` for what both roles share."""
 
     role = "driver"
+    peer_role = "device"
 
     @classmethod
     def attach(

@@ -6,7 +6,8 @@ calls.
 
     attached ── start/DRIVER_OK ──▶ running ── stop, peer gone, closing ──▶ attached … ── close() ──▶ closed
 
-If the coordinator ends, a running endpoint goes on; only control calls fail then, with CoordinatorGone.
+If the coordinator ends, a running endpoint goes on; only control calls fail then, with CoordinatorGone. Who leaves then
+says so itself: it takes its name out of its cell in the region, and rings.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Endpoint(Closing):
     """One role on one device. Use `Driver.attach` or `Device.attach`. A context manager."""
 
     role = ""
+    peer_role = ""
 
     def __init__(
         self,
@@ -269,9 +271,20 @@ class Endpoint(Closing):
             self._watch = None
 
     @property
-    def peer_gone(self) -> bool:
+    def peer_ended(self) -> bool:
         """Whether there was a peer and its process has ended."""
         return self._watch is not None and self._watch.ended
+
+    @property
+    def peer_gone(self) -> bool:
+        """Whether there was a peer and it has ended; or left, where no coordinator is there to say so.
+
+        For the latter its cell is believed. Who forges it ends this session only, as he could by its rings.
+        """
+        if self.coordinator_gone and self.peer is not None:
+            holder: int = getattr(self.cells, f"{self.peer_role}_pid")
+            return holder != self.peer.pid or self.peer_ended
+        return self.peer_ended
 
     def peer_fileno(self) -> int:
         """The pidfd of the peer, readable once it has ended; -1 if there is no peer or it has left."""
@@ -306,6 +319,7 @@ class Endpoint(Closing):
             with contextlib.suppress(VqshmError, OSError):
                 if self._is_whole():
                     self._leave()
+                    self._ring_out()
                 if not self.coordinator_gone:
                     self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
         self._let_go()
@@ -315,6 +329,11 @@ class Endpoint(Closing):
         holder = f"{self.role}_pid"
         if getattr(self.cells, holder) == self._pid:
             setattr(self.cells, holder, 0)  # for whoever comes after a coordinator that is not there to hear the rest
+
+    def _ring_out(self) -> None:
+        """Wake the peer, which looks who is left, if there is no coordinator to tell it."""
+        for bell in dict.fromkeys(self.kicks if self.role == "driver" else self.calls):
+            bell.signal()
 
     def _let_go(self) -> None:
         self._forget_peer()

@@ -28,7 +28,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
-from vqshm.errors import EndOfMessages, InvalidState, NoMessage, NoRoom, VqshmError
+from vqshm.errors import EndOfMessages, InvalidState, NoMessage, NoRoom, QueueBroken, VqshmError
 from vqshm.message.fan import Fanin, Fanout
 from vqshm.message.receiver import Receiver
 from vqshm.message.sender import Sender
@@ -64,15 +64,15 @@ class _AsyncEnd(Generic[Port]):
         if not self._turn.locked():
             try:
                 return attempt()
-            except (NoMessage, NoRoom):
-                if timeout == 0:
-                    raise
+            except (NoMessage, NoRoom, QueueBroken) as error:
+                _check_worth(error, timeout)
         try:
             async with asyncio.timeout(timeout), self._turn:
                 while True:
                     try:
                         return attempt()
-                    except (NoMessage, NoRoom):
+                    except (NoMessage, NoRoom, QueueBroken) as error:
+                        _check_worth(error)
                         await self._news()
         except TimeoutError as error:
             if isinstance(error, VqshmError):
@@ -116,6 +116,12 @@ class _AsyncEnd(Generic[Port]):
         except InvalidState:
             if kind is None:  # else the block's own exception matters more
                 raise
+
+
+def _check_worth(error: VqshmError, timeout: float | None = None) -> None:
+    """Raise it again, unless it is worth waiting: for a message, for room, behind a violation for a sender's reset."""
+    if timeout == 0 or (isinstance(error, QueueBroken) and not error.facts.get("awaited", False)):
+        raise error
 
 
 class AsyncReceiver(_AsyncEnd[Receiver | Fanin]):

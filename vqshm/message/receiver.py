@@ -231,10 +231,15 @@ class Receiver(GetWords, End):
         device.raise_spoilt()
         inlet.collect()
         if inlet.broken is not None and device.running:
+            if self._ears.given_out:
+                self._ears.clear()
             device.hear()
             while not (device.leaving or device.peer_gone):
-                if deadline.expired or device.coordinator_gone:  # without a coordinator there are no resets
-                    raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it")
+                awaited = not device.coordinator_gone  # without one there are no resets
+                if deadline.expired or not awaited:
+                    raise QueueBroken(
+                        f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it", awaited=awaited
+                    )
                 self._ears.listen(deadline.remaining())
         elif device.running and not self._ended:
             self._ended = True

@@ -14,8 +14,11 @@ much, unless a wake-up ends it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -48,7 +51,8 @@ class Semaphore(Closing):
         _check_name(name)
         posix_ipc = _library()
         try:
-            return cls(posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0), name)
+            with numbered():
+                return cls(posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0), name)
         except posix_ipc.ExistentialError as error:
             raise NameInUse(f"a semaphore {name} exists already", name=name) from error
 
@@ -61,7 +65,8 @@ class Semaphore(Closing):
         _check_name(name)
         posix_ipc = _library()
         try:
-            opened = cls(posix_ipc.Semaphore(name), name)
+            with numbered():
+                opened = cls(posix_ipc.Semaphore(name), name)
         except posix_ipc.ExistentialError as error:
             raise NotFound(f"there is no semaphore {name}", name=name) from error
         except posix_ipc.PermissionsError as error:
@@ -134,6 +139,17 @@ def unlink_semaphore(name: str) -> None:
         posix_ipc.unlink_semaphore(name)
     except posix_ipc.ExistentialError as error:
         raise NotFound(f"there is no semaphore {name}", name=name) from error
+
+
+@contextlib.contextmanager
+def numbered() -> Iterator[None]:
+    """posix_ipc tells of the limit of open files in words only: give that error its number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None or type(error) is not OSError:
+            raise
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
 
 
 def _library() -> Any:

@@ -2,7 +2,8 @@
 
 Rules
 - Every line of 64 bytes has one writer, so no side slows the other down by counting.
-- Cells are for looking at. Whoever maps the region can write them, so nobody decides anything by a peer's cell.
+- Cells are for looking at. Whoever maps the region can write them, so nobody decides anything by a peer's cell; but
+  whether the peer has left, where the coordinator that would say so has ended.
 - Of an owner, `start_time` is written before `pid`, and `pid` 0 is nobody.
 
     device   line 0  coordinator   0 status u32       8 offered u64       16 accepted u64

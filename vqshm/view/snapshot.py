@@ -167,14 +167,19 @@ class Observer:
     def snapshot(self) -> RegionSnapshot:
         """Everything, now."""
         owner = Process.look_up(self.header.pid, self.header.start_time)
+        devices = tuple(self._device(device, device.queues) for device in self.plan.devices)
+        condition = Condition.ALIVE
+        if owner is None or not owner.alive:
+            held = any(holder and holder.alive for device in devices for holder in (device.driver, device.device))
+            condition = Condition.HELD if held else Condition.STALE
         return RegionSnapshot(
             name=self.name,
-            condition=Condition.ALIVE if owner is not None and owner.alive else Condition.STALE,
+            condition=condition,
             size=self.plan.total_bytes,
             manifest_bytes=self.plan.manifest_bytes,
             notify=self.header.notify,
             coordinator=owner,
-            devices=tuple(self._device(device, device.queues) for device in self.plan.devices),
+            devices=devices,
             taken_at=time.monotonic(),
         )
 

@@ -14,8 +14,8 @@ import pytest
 
 from vqshm import Device, DeviceSpec, Driver, QueueSpec, core
 from vqshm.devices import Echo
-from vqshm.errors import DeadlineExceeded, NameInUse, NotFound, PeerGone, RuleError
-from vqshm.host import launch, look_at
+from vqshm.errors import DeadlineExceeded, NameInUse, NotFound, PeerGone, RuleError, StaleSession
+from vqshm.host import Condition, launch, look_at
 from vqshm.host.coordination.launcher import Launched, remove_leftovers, same_python
 from vqshm.host.system.liveness import ProcessId
 
@@ -95,6 +95,22 @@ def test_a_killed_coordinator_leaves_nothing(name, notify):
         assert exists(name)
     assert not exists(name)
     assert not [path for path in Path("/dev/shm").iterdir() if name in path.name]
+
+
+@pytest.mark.fault("D08")
+def test_a_killed_coordinator_leaves_its_name_to_those_who_go_on(name, notify):
+    with launch(name, [ECHO], notify=notify) as region:
+        device = Device.attach(name)
+        region.process.kill()
+        region.process.wait()
+    found = look_at(name)
+    assert (found.condition, [session.process.pid for session in found.holders]) == (Condition.HELD, [os.getpid()])
+    with pytest.raises(StaleSession, match=rf"process {os.getpid()} .*vqshm clean --force {name}"):
+        launch(name, [ECHO])
+    device.close()
+    with launch(name, [ECHO], notify=notify):  # nobody is left: it is free
+        pass
+    assert not exists(name)
 
 
 def test_a_coordinator_that_hangs_is_killed(name, monkeypatch):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from vqshm.errors import NameInUse, RegionShrunk, StaleSession
-from vqshm.host.coordination import sessions
+from vqshm.errors import NameInUse, NotFound, RegionShrunk, StaleSession
 from vqshm.host.system import memfd, names, shm
 from vqshm.host.system.liveness import ProcessId
 from vqshm.memory import Region
@@ -32,18 +31,20 @@ class Ground:
     def __init__(self, name: str, size: int, kind: MemoryKind, hints: Hints) -> None:
         """Make it. Raises NameInUse, ShmFull; nothing is left behind then."""
         self.name = name
-        self.fd = -1  # of sealed memory, to be handed over
+        self.fd = -1  # to be handed over
         self._paper = -1
         self.memory: mmap.mmap
         self._face = names.paper_path(name) if kind == "memfd" else shm.DIRECTORY / shm.object_name(name)[1:]
         if kind == "named":
             self.memory = shm.create(name, size, hints)
-            self._identity = self._face.lstat()
-            return
-        self._paper = memfd.start_paper(self._face, name, size)
-        self._identity = os.fstat(self._paper)
+        else:
+            self._paper = memfd.start_paper(self._face, name, size)
         try:
-            self.fd, self.memory = memfd.create(name, size, hints)
+            self._identity = self._face.lstat()
+            if kind == "named":
+                self.fd, _ = shm.open_object(name)
+            else:
+                self.fd, self.memory = memfd.create(name, size, hints)
         except BaseException:
             self.close()
             names.remove(name)
@@ -84,32 +85,21 @@ class Ground:
 
 def take_name(name: str) -> None:
     """Remove what a dead run left under a name. Raises NameInUse, StaleSession."""
-    if name not in names.existing():
+    try:
+        found = names.look_at(name)
+    except NotFound:
         names.remove_companions(name)
         return
-    found = names.look_at(name)
+    if found.holders:
+        assert found.owner is not None  # noqa: S101 - by whom it is known that the region is held
+        raise StaleSession(
+            f"the coordinator of {name!r} (process {found.owner.pid}) has ended, but "
+            f"{', '.join(map(str, found.holders))} work on in its region; end them, or choose another name, or take "
+            f"the name from them with `vqshm clean --force {name}`",
+            name=name,
+            pids=[session.process.pid for session in found.holders],
+        )
     if not found.abandoned:
         owner = f"process {found.owner.pid} owns it" if found.owner else f"it is not ours ({found.problem})"
         raise NameInUse(f"region {name!r} exists and {owner}; choose another name", name=name)
-    if found.condition is names.Condition.STALE:
-        _check_deserted(name)
     names.remove(name)
-
-
-def _check_deserted(name: str) -> None:
-    """Raise StaleSession if somebody still works in the region that a dead coordinator left."""
-    left = names.open_deserted(name)
-    if left is None:
-        return
-    fd, header, planned = left
-    try:
-        living = sessions.living(fd, planned)
-    finally:
-        os.close(fd)
-    if living:
-        raise StaleSession(
-            f"the coordinator of {name!r} (process {header.pid}) has ended, but {', '.join(map(str, living))} work on "
-            "in its region; end them, or choose another name, or take the name from them with `vqshm clean`",
-            name=name,
-            pids=[session.process.pid for session in living],
-        )

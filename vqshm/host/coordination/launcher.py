@@ -91,7 +91,10 @@ class Launched(Closing):
         return self.process.pid
 
     def close(self) -> None:
-        """End the coordinator, which removes the region; remove it in its stead if it cannot. May be called twice."""
+        """End the coordinator, which removes the region; remove it in its stead if it cannot. May be called twice.
+
+        If it was killed and others work on in the region, its name stays, and `vqshm ls` shows who they are.
+        """
         if os.getpid() != self._owner:
             return  # a forked child: the coordinator is its parent's
         self._close_pipes()
@@ -159,7 +162,7 @@ def same_python() -> tuple[list[str], dict[str, str]]:
 
 
 def remove_leftovers(name: str) -> None:
-    """Remove a region whose coordinator was killed; do nothing if there is none, or a living one."""
+    """Remove a region whose coordinator was killed; do nothing if there is none, a living one, or a living peer."""
     with names.naming_lock(), contextlib.suppress(NotFound):
         if names.look_at(name).abandoned:
             names.remove(name)

@@ -72,7 +72,9 @@ def find(region: str, first: bytes) -> int | None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             entries = os.listdir(process / "fd")  # noqa: PTH208 - names only
-        except OSError:
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise  # it says nothing about that process
             continue  # it ended, or is another user's
         for entry in entries:
             fd = _open_if(process / "fd" / entry, label)
@@ -91,7 +93,9 @@ def find(region: str, first: bytes) -> int | None:
 def _open_if(path: Path, label: str) -> int | None:
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC) if str(path.readlink()) == label else None
-    except OSError:
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
         return None  # closed meanwhile
 
 

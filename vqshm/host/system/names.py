@@ -8,30 +8,36 @@
 
 RUNTIME is $VQSHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/vqshm, else a directory in /tmp; mode 0700 and ours.
 
-A name is stale if its coordinator has ended. A region whose header has no magic yet is in the making while its maker
-has it locked (flock, which the kernel lets go of when the maker ends), else it was left half made. What carries another
-magic or version is not ours to judge, and is left alone.
+A name is stale if its coordinator has ended, and nobody who holds a role in its region is left; it is held while
+somebody is. A region whose header has no magic yet is in the making while its maker has it locked (flock, which the
+kernel lets go of when the maker ends), else it was left half made. What carries another magic or version is not ours to
+judge, and is left alone.
+
+The socket is a second name: a region whose file somebody removed can still be attached to, as its coordinator hands
+over the memory, and nobody else gets its name while somebody listens there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from vqshm.errors import DeadlineExceeded, InvalidState, NotFound, RuleError, UntrustedPeer, VersionMismatch
 from vqshm.host.connection import fetch_memory
-from vqshm.host.system import memfd, shm
+from vqshm.host.system import memfd, sessions, shm
 from vqshm.host.system.liveness import ProcessId
 from vqshm.notify import Deadline, unlink_semaphore
-from vqshm.transport import Header, Plan, check_name, read_header, read_manifest
+from vqshm.transport import Header, Plan, check_name, check_peer, read_header, read_manifest
 
 LOCK_TIMEOUT = 30.0  # seconds; whoever holds the lock reserves pages at most
 _LOCK_PAUSE = 0.005  # seconds
@@ -107,7 +113,9 @@ class Condition(StrEnum):
     """What a region's header tells about it."""
 
     ALIVE = "alive"  # its coordinator runs
-    STALE = "stale"  # its coordinator has ended
+    UNNAMED = "name removed"  # likewise, but its file is not there any more
+    HELD = "held"  # its coordinator has ended, but others work in it
+    STALE = "stale"  # its coordinator has ended, and nobody works in it
     IN_THE_MAKING = "in the making"  # no magic yet
     HALF_MADE = "half made"  # no magic, and no maker any more
     FOREIGN = "foreign"  # no region, or of another version
@@ -123,6 +131,7 @@ class Found:
     owner: ProcessId | None = None
     problem: str = ""  # why the header could not be read
     devices: tuple[str, ...] = ()
+    holders: tuple[sessions.Session, ...] = ()  # who works in it without its coordinator
 
     @property
     def abandoned(self) -> bool:
@@ -131,8 +140,14 @@ class Found:
 
 
 def look_at(region: str) -> Found:
-    """What is known about a region, from its header alone. Raises NotFound, UntrustedPeer."""
-    size, first, locked = _first_bytes(region)
+    """What is known about a region, without asking anybody. Raises NotFound, UntrustedPeer."""
+    try:
+        size, first, locked = _first_bytes(region)
+    except NotFound:
+        pid = listener(region)
+        if pid is None:
+            raise
+        return Found(region, Condition.UNNAMED, 0, ProcessId.of(pid), problem="its name was removed")
     try:
         header, plan = read_header(first, size), read_manifest(first, size)
     except InvalidState as error:
@@ -141,14 +156,56 @@ def look_at(region: str) -> Found:
     except VersionMismatch as error:
         return Found(region, Condition.FOREIGN, size, problem=str(error))
     owner = ProcessId(header.pid, header.start_time)
-    condition = Condition.ALIVE if owner.alive else Condition.STALE
-    return Found(region, condition, size, owner, devices=tuple(device.name for device in plan.devices))
+    holders: tuple[sessions.Session, ...] = ()
+    condition = Condition.ALIVE
+    if not owner.alive:
+        holders = _holders(region)
+        condition = Condition.HELD if holders else Condition.STALE
+    return Found(region, condition, size, owner, devices=tuple(device.name for device in plan.devices), holders=holders)
+
+
+def listener(region: str) -> int | None:
+    """The pid of who listens at the control socket of a region, 0 if that cannot be told; None if nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(str(socket_path(region)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.EPROTOTYPE, errno.EACCES}:
+                raise
+            return 0  # it accepts nobody at the moment, or is something else
+        try:
+            return check_peer(sock).pid
+        except UntrustedPeer:
+            return 0
+
+
+def sockets_alone() -> list[str]:
+    """The names of which only a control socket is there."""
+    try:
+        sockets = [path.stem for path in runtime_directory().glob("*.sock")]
+    except UntrustedPeer:
+        sockets = []  # as for `existing`
+    return sorted(set(sockets) - set(existing()))
+
+
+def _holders(region: str) -> tuple[sessions.Session, ...]:
+    """Who works in a region whose coordinator has ended."""
+    left = open_deserted(region)
+    if left is None:
+        return ()
+    fd, _, plan = left
+    try:
+        return tuple(sessions.living(fd, plan))
+    finally:
+        os.close(fd)
 
 
 def look_at_all() -> list[Found]:
     """All regions of this user."""
     found = []
-    for name in existing():
+    for name in [*existing(), *sockets_alone()]:
         with contextlib.suppress(NotFound, UntrustedPeer, RuleError):  # RuleError: no region has such a name
             found.append(look_at(name))
     return found
@@ -163,7 +220,7 @@ def open_plan(region: str, *, writable: bool = True, deadline: Deadline = _FOREV
     try:
         fd, size = shm.open_object(check_name(region), writable=writable)
     except NotFound:
-        fd, size = _open_sealed(region, writable=writable, deadline=deadline)
+        fd, size = _fetch(region, writable=writable, deadline=deadline)
     try:
         return fd, *_read(fd, size)
     except BaseException:
@@ -184,23 +241,31 @@ def open_deserted(region: str) -> tuple[int, Header, Plan] | None:
     return None if fd is None else (fd, header, plan)
 
 
-def _open_sealed(region: str, *, writable: bool, deadline: Deadline) -> tuple[int, int]:
-    """(descriptor, size) of the memory of a region that has no name, but a paper."""
+def _fetch(region: str, *, writable: bool, deadline: Deadline) -> tuple[int, int]:
+    """(descriptor, size) of the memory of a region that has no name, or none any more, from its coordinator."""
+    sealed = True
     try:
         paper, size = memfd.open_paper(paper_path(region), region)
     except NotFound:
-        raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from None
+        pid = listener(region)
+        if pid is None:
+            raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from None
+        sealed = False  # or it is, and its paper was removed: who it belongs to is checked all the same
+    else:
+        try:
+            pid = _read(paper, size)[0].pid
+        finally:
+            os.close(paper)
+    fd = fetch_memory(socket_path(region), region, writable=writable, coordinator=pid, deadline=deadline)
     try:
-        header, _ = _read(paper, size)
-    finally:
-        os.close(paper)
-    path = socket_path(region)
-    fd = fetch_memory(path, region, writable=writable, coordinator=header.pid, deadline=deadline)
-    try:
-        return fd, memfd.check(fd, region)
+        if sealed:
+            return fd, memfd.check(fd, region)
+        status = os.fstat(fd)
+        shm.check_ours(region, status)
     except BaseException:
         os.close(fd)
         raise
+    return fd, status.st_size
 
 
 def _read(fd: int, size: int) -> tuple[Header, Plan]:
@@ -241,14 +306,19 @@ def remove_companions(region: str) -> None:
                 unlink_semaphore("/" + path.name.removeprefix("sem."))
 
 
-def sweep() -> list[str]:
-    """Remove every region whose owner has ended, and sockets without a region; their names."""
+def sweep(only: Collection[str] = (), *, force: bool = False) -> list[str]:
+    """Remove every region that nobody owns or works in, and sockets without a region, or `only` some; their names.
+
+    `force`: also those whose owner has ended while others work on in them. They go on, and nobody can join them.
+    """
     with naming_lock():
-        stale = [found.name for found in look_at_all() if found.abandoned]
-        names = set(existing())
-        stale += [path.stem for path in runtime_directory().glob("*.sock") if path.stem not in names]
+        found = look_at_all()
+        stale = [each.name for each in found if each.abandoned or (force and each.condition is Condition.HELD)]
+        stale += set(sockets_alone()) - {each.name for each in found}
         removed = []
         for name in stale:
+            if only and name not in only:
+                continue
             with contextlib.suppress(RuleError):  # a socket of another program, by its name
                 remove(name)
                 removed.append(name)

@@ -11,7 +11,6 @@ done after it. Who must be safe from that takes sealed memory (memfd.py).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
 from vqshm.host.system import pages
+from vqshm.notify.semaphore import numbered
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterator
 
 DIRECTORY: Final = Path("/dev/shm")  # where POSIX shared memory lives on Linux
 PREFIX: Final = "vqshm."
@@ -48,7 +47,7 @@ def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> mmap.
     posix_ipc = _posix_ipc()
     name = object_name(region)
     try:
-        with _numbered():
+        with numbered():
             memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.ExistentialError as error:
         raise NameInUse(f"shared memory {name} exists already", name=region) from error
@@ -85,7 +84,7 @@ def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
     try:
         # Looked at before it is opened, too: to open a FIFO would block.
         check_ours(region, (DIRECTORY / object_name(region)[1:]).lstat())
-        with _numbered():
+        with numbered():
             memory = posix_ipc.SharedMemory(object_name(region), 0, read_only=not writable)
     except (posix_ipc.ExistentialError, FileNotFoundError) as error:
         raise NotFound(f"there is no region {region!r}", name=region) from error
@@ -133,17 +132,6 @@ def check_ours(region: str, status: os.stat_result) -> None:
         raise UntrustedPeer(f"region {region!r} is no shared memory object", name=region)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
-
-
-@contextlib.contextmanager
-def _numbered() -> Iterator[None]:
-    """posix_ipc tells of the limit of open files in words only: give that error its number."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None or type(error) is not OSError:
-            raise
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
 
 
 def _posix_ipc() -> Any:

@@ -13,7 +13,8 @@ Rules
   returns, and it is lost if this process ends before. `recv_view` takes a single message, in place.
 - A sender that leaves or dies is noted in `departed`, after its last message; the others go on, and its lane waits for
   the next one. When all that came have left, EndOfMessages is raised once.
-- A sender that breaks a rule breaks its lane: that is raised once, with the lane's name, and the others go on.
+- A sender that breaks a rule breaks its lane: that is raised once, with the lane's name, and the others go on. It
+  counts as there until it leaves, because it can reset its lane.
 - On a channel with `restart="resume"` nothing is taken ahead, and what was received is done when the next message is
   asked for, as with a `Receiver`: so nothing is lost when this process dies. Threads that share a fan use `recv_view`.
 """
@@ -46,13 +47,16 @@ class Fanin(GetWords, Fan["InLane"]):
     _ours = "receiver"
 
     @classmethod
-    def attach(cls, region: str, *, timeout: float | None = 5.0) -> Self:
+    def attach(cls, region: str, *, timeout: float | None = 5.0, limit: int | None = None) -> Self:
         """Take the first free receiver's place of a channel. Senders may come later: `recv` waits for them.
 
-        Raises RoleTaken if no place is free, NotFound, CoordinatorGone, UntrustedPeer, DeadlineExceeded.
+        `limit`: as of `Receiver.attach`, for each lane. Raises RoleTaken if no place is free, NotFound,
+        CoordinatorGone, UntrustedPeer, DeadlineExceeded, ValueError.
         """
         place, lanes = cls._take_place(
-            region, lambda name, end: InLane.attach(region, name, timeout=end.remaining()), Deadline(timeout)
+            region,
+            lambda name, end: InLane.attach(region, name, timeout=end.remaining(), limit=limit),
+            Deadline(timeout),
         )
         try:
             return cls(lanes, place)

@@ -30,6 +30,7 @@ class InLane(Receiver):
 
     backlog: deque[bytes] | None = None  # of the fan
     came = False  # a sender has come since the last EndOfMessages
+    resets = False  # its sender broke a rule, and begins anew
     let_go_later = False  # its sender has left, and views of its messages are out
     _known = 0  # the inlet's epoch of the sender that was noticed last
     _noted = False  # that one has left
@@ -38,8 +39,11 @@ class InLane(Receiver):
 
     @property
     def present(self) -> bool:
-        """Whether a sender is there, from whom messages can be expected."""
-        return self._device.running and not self._noted and self._inlet.broken is None
+        """Whether a sender is there, from whom messages can be expected; behind a violation, after its reset."""
+        if not self._device.running:
+            return self.resets and not self.deserted
+        hopeless = self._inlet.broken is not None and self._device.coordinator_gone  # without one there are no resets
+        return not self._noted and not hopeless
 
     @property
     def deserted(self) -> bool:
@@ -94,7 +98,7 @@ class InLane(Receiver):
             return None
         if self._known != inlet.epoch:
             self._known = inlet.epoch
-            self._noted = self.let_go_later = False
+            self._noted = self.let_go_later = self.resets = False
             self._shown = -1
             self.came = True
         departed = None
@@ -103,7 +107,9 @@ class InLane(Receiver):
             if not gone or (inlet.broken is None and inlet.available()):
                 return None
             self._noted = True
-            departed = Departed(self.lane, device.peer.pid if device.peer is not None else 0, device.driver_ended)
+            self.resets = inlet.broken is not None and device.resetting
+            if not self.resets:
+                departed = Departed(self.lane, device.peer.pid if device.peer is not None else 0, device.driver_ended)
         self.let_go_later = self.lent() > 0
         if not self.let_go_later:
             self._let_go()

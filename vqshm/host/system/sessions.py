@@ -1,13 +1,16 @@
 """Sessions: who still works in a region whose coordinator has ended.
 
 The cells of a region name the holders of each role. Whoever maps the region can write them, so a cell is only a hint:
-it counts if the process it names runs (pid and start time) and has this very region open, which the kernel knows.
+it counts if the process it names runs (pid and start time) and has this very region open, which the kernel knows. Where
+the kernel does not tell, because the process does not let itself be looked at, a process of this user counts.
 An endpoint that closes takes its name out of its cell by itself, coordinator or not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from vqshm.host.system.liveness import ProcessId
@@ -46,9 +49,20 @@ def has_open(pid: int, fd: int) -> bool:
     wanted = os.fstat(fd)
     try:
         entries = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - names only
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False  # it ended, or belongs to another user, who could not have opened it
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return _user(pid) == os.geteuid()  # another user could not have opened it
     return any(_same(f"/proc/{pid}/fd/{entry}", wanted) for entry in entries)
+
+
+def _user(pid: int) -> int | None:
+    """As whom a process runs. The owner of its folder says less: it is root where the process cannot be dumped."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[2])  # real, effective, saved, of the file system
+    return None
 
 
 def _same(path: str, wanted: os.stat_result) -> bool:
