@@ -308,8 +308,8 @@ class Interrupter:
             sys.settrace(trace)
 
     def _enter_frame(self, frame, _event, _arg):
-        if self.struck or frame.f_code.co_filename not in self.files:
-            return None
+        if self.struck or frame.f_code.co_filename not in self.files or frame.f_code.co_name == "__del__":
+            return None  # what is raised in a finaliser Python keeps to itself
         frame.f_trace_lines = False
         frame.f_trace_opcodes = True
         return self._step

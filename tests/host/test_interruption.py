@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from types import SimpleNamespace
 
 import pytest
 from vqshm_harness import BOTH, PATIENCE, Interrupter, echo_spec
@@ -18,12 +19,15 @@ from vqshm.host import device as device_module
 from vqshm.host import driver as driver_module
 from vqshm.host import ports
 from vqshm.host import request as request_module
-from vqshm.memory import pool
-from vqshm.ring import split_driver
+from vqshm.memory import GuestMemory, pool
+from vqshm.notify import EventFd
+from vqshm.ring import QueueConfig, SplitLayout, inflight, split_device, split_driver
 
-MODULES = [driver_module, ports, request_module, pool, *([split_driver] if core.kind() == "interpreted" else [])]
+INTERPRETED = core.kind() == "interpreted"
+MODULES = [driver_module, ports, request_module, pool, *([split_driver] if INTERPRETED else [])]
+DEVICE_MODULES = [device_module, ports, *([split_device, inflight] if INTERPRETED else [])]
 FILES = frozenset(module.__file__ for module in MODULES)
-DEVICE_FILES = frozenset(module.__file__ for module in (device_module, ports))
+DEVICE_FILES = frozenset(module.__file__ for module in DEVICE_MODULES)
 SIZE = 8
 
 
@@ -111,14 +115,21 @@ def make_world(make_region):
 
 
 def runs(world, files=FILES):
+    """As `count_up`, for a world."""
+    for interrupter in count_up(files):
+        world.interrupter = interrupter
+        world.seen.clear()
+        yield interrupter
+
+
+def count_up(files):
     """An interrupter for each bytecode of what is done in the loop, until one is too late to strike."""
     number = 0
     while True:
         number += 1
-        world.interrupter = Interrupter(number, files)
-        world.seen.clear()
-        yield world.interrupter
-        if not world.interrupter.struck:
+        interrupter = Interrupter(number, files)
+        yield interrupter
+        if not interrupter.struck:
             break
     assert number > 100, "hardly anything was traced"
 
@@ -233,6 +244,39 @@ def test_an_interrupted_device_takes_and_returns_every_chain_once(make_world, it
         assert [chain.reader().read() for chain in taken] == tags, interrupter.where
         assert list(world.driver.completed(0)) == requests
         assert world.check(requests) == tags
+
+
+@pytest.mark.fault("D19")
+def test_what_a_dead_device_had_taken_comes_again_even_if_its_coming_is_interrupted():
+    layout = SplitLayout.at(0x1000, SIZE)
+    area = -(-layout.end // 8) * 8
+    region = bytearray(0x4000)
+    memory = GuestMemory([(0x1000, region)])
+    config = QueueConfig(layout)
+    cells = SimpleNamespace(snapshot=lambda: {"taken": 0, "used": 0, "bytes_in": 0, "bytes_out": 0, "calls": 0})
+    plan = SimpleNamespace(number=0, inflight=SimpleNamespace(address=area))
+    driver, dead = config.driver(memory), config.device(memory, inflight=area)
+    dead.begin()
+    tokens = [driver.add([(0x4000, 1 + number)]) for number in range(4)]
+    taken = [dead.pop_head() for _ in range(3)]
+    left = bytes(region)
+    for interrupter in count_up(DEVICE_FILES):
+        region[:] = left
+        bells = EventFd.create(), EventFd.create()
+        port = ports.DevicePort(memory, plan, config, *bells, cells)
+        assert port.resume() == 3
+        came = []
+        with interrupter:
+            while (chain := port.pop()) is not None:
+                came.append(chain)
+                port.taking = False
+        while (chain := port.pop()) is not None:
+            came.append(chain)
+            port.taking = False
+        assert [chain.head_index for chain in came] == tokens, interrupter.where
+        assert [chain.head_index for chain in came if chain.replayed] == taken
+        for bell in bells:
+            bell.close()
 
 
 def answer(world, chain) -> None:

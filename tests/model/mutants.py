@@ -82,7 +82,7 @@ PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mas
 SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
 FILL = "last = self._fill_chain(readable, writable)"
 CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
-GIVE = "self._shadow[head] = 0"
+GIVE = "offset = _RING + 8 * (self.next_used & self._mask)"
 LOOK_FIRST = "if self.last_used == self._used_seen and self._look_used() == 0:"
 ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
 HEAD = "atomic.load_u16(self._avail, _RING + 2 * (self.next_avail & self._mask))"
@@ -156,13 +156,13 @@ MUTANTS = [
     Mutant(
         "device: head before idx",
         DeviceQueue,
-        "_pop_head",
+        "_claim",
         (
             (
                 "if self.strict and",
                 f"early = {HEAD}\n    if self.strict and",
             ),
-            ("return self._take()", "self._take(); return early"),
+            ("return self._claim_seen()", "self._claim_seen(); return early"),
         ),
         exchange,
     ),

@@ -123,7 +123,7 @@ def test_an_undeclared_local_in_a_hot_function_of_the_core_fails_by_its_line(tmp
     body = tmp_path / "vqshm" / "ring" / "split_device.py"
     added = "        undeclared = self.size; undeclared = undeclared + 1"
     text, times = re.subn(
-        r'(    def _take\(self\) -> int:\n        """.*?"""\n)',
+        r'(    def _claim_seen\(self\) -> int:\n        """.*?"""\n)',
         rf"\1{added}\n",
         body.read_text(),
         count=1,
@@ -132,10 +132,10 @@ def test_an_undeclared_local_in_a_hot_function_of_the_core_fails_by_its_line(tmp
     assert times == 1
     body.write_text(text)
     listed = tmp_path / "list.toml"
-    listed.write_text('[hot]\n"vqshm.ring.split_device:DeviceQueue._take" = 99\n')
+    listed.write_text('[hot]\n"vqshm.ring.split_device:DeviceQueue._claim_seen" = 99\n')
     done = run("--root", tmp_path, "--list", listed)
     assert done.returncode == 1
-    place = f"vqshm/ring/split_device.py:{line_of(added.strip(), text)}: DeviceQueue._take create"
+    place = f"vqshm/ring/split_device.py:{line_of(added.strip(), text)}: DeviceQueue._claim_seen create"
     assert [line for line in done.stderr.splitlines() if line.startswith(place)], done.stderr
 
 

@@ -65,7 +65,7 @@ class DevicePort(_Port[DeviceQueue]):
         inflight = None if plan.inflight is None else plan.inflight.address
         super().__init__(plan.number, config.device(memory, inflight=inflight), kick, call, cells)
         self.taking = False  # a chain is on its way from the ring to whoever called `pop`, who clears this
-        self._before = 0  # next_avail when that began
+        self._before = self._left = 0  # next_avail and replays when that began
         self._asking = False  # a chain was returned, and whether the driver must be called is being asked
         # A handler copies what it reads: never more than there is, however often a driver names the same memory.
         self.queue.limit = sum(region.end - region.start for region in memory.regions)
@@ -88,12 +88,15 @@ class DevicePort(_Port[DeviceQueue]):
         is taken again.
         """
         if self._asking:
-            self._call()
+            self._show()
         if self.queue.broken is not None:
             return None
         if self.taking and self.queue.next_avail != self._before:
             self.queue.go_to_previous_position()
+        if self.taking and self.queue.replays != self._left:
+            self.queue.undo_replay()
         self._before = self.queue.next_avail
+        self._left = self.queue.replays
         self.taking = True
         chain = self.queue.replay() or self.queue.pop()
         if chain is not None:
@@ -109,7 +112,7 @@ class DevicePort(_Port[DeviceQueue]):
     def complete(self, chain: DescriptorChain, written: int) -> None:
         """Return a chain, and call the driver if it wants that."""
         if self._asking:
-            self._call()
+            self._show()
         self._asking = True
         try:
             self.queue.add_used(chain.head_index, written)
@@ -125,6 +128,11 @@ class DevicePort(_Port[DeviceQueue]):
             self.counts["calls_suppressed"] += 1
         if not self.counts["used"] % SHOW_EVERY:
             self.show_counts()
+
+    def _show(self) -> None:
+        """An interrupted call may have returned a chain, and not have shown it."""
+        self.queue.publish_used()
+        self._call()
 
     def _call(self) -> None:
         """Call the driver, which wants to be or may want to be."""

@@ -24,6 +24,11 @@ cdef extern from "atomic.h" nogil:
     bint VQ_LIKELY(bint) noexcept
 
 
+cdef extern from *:
+    """#define VQ_INTERRUPTIBLE 0"""
+    bint INTERRUPTIBLE "VQ_INTERRUPTIBLE"  # compiled, nothing strikes between two steps, and no step is taken for that
+
+
 cdef struct Hold:  # a Py_buffer that Cython does not show to the cycle collector; why: see Region in atomic.pyx
     Py_buffer buffer
 

@@ -29,6 +29,7 @@ from vqshm.errors import GuestMemory, ReadOnlyMemory
 if sys.byteorder != "little":
     raise ImportError("vqshm shares little-endian memory and runs on little-endian machines only")
 
+INTERRUPTIBLE: Final = True  # an exception may strike between any two steps: what needs that costs nothing compiled
 ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i686"}
 
 _SEQ_CST = 5  # memory_order_seq_cst of the C ABI

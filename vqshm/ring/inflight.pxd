@@ -11,6 +11,7 @@ cdef unsigned long long _MOST
 @cython.final
 cdef class Inflight:
     cdef readonly int size
+    cdef public bint settling
     cdef int _count, _last
     cdef unsigned long long _counter
     cdef unsigned short[::1] _batch

@@ -70,7 +70,7 @@ class Inflight:
     Raises GuestMemory, AddressOverflow, RuleError if it does not lie in one piece of memory, aligned to 8 bytes.
     """
 
-    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "_window", "size")
+    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "_window", "settling", "size")
 
     def __init__(self, memory: Memory, address: int, size: int) -> None:
         self.size = size
@@ -80,6 +80,7 @@ class Inflight:
         self._count = 0
         self._counter = 0  # of the next chain taken
         self._last = 0  # what last_batch_head holds
+        self.settling = False  # used.idx moves on, or has, and the marks do not say so yet
 
     # -- a session's life ----------------------------------------------------------------------------------------------
 
@@ -96,6 +97,7 @@ class Inflight:
         atomic.store_u16(self._area, _USED_IDX, 0)
         atomic.store_u16(self._area, _VERSION, VERSION)
         self._count = self._counter = self._last = 0
+        self.settling = False
 
     def resume(self, used_idx: int) -> list[int]:
         """Settle what a dead device left, while used.idx is `used_idx`; the heads in flight, in the order of taking.
@@ -181,13 +183,15 @@ class Inflight:
         atomic.store_u16(self._area, _ENTRIES + 16 * head, 0)
 
     def give(self, head: int) -> None:
-        """Its used element is written, behind the used.idx that the driver sees."""
-        if self._count < self.size:  # more cannot be, unless the driver offered again what it had not got back
+        """Its used element is written, behind the used.idx that the driver sees. To say so twice is to say so once."""
+        if self._count and self._batch[self._count - 1] == head:
+            self._last = head
+        elif self._count < self.size:  # more cannot be, unless the driver offered again what it had not got back
             atomic.put_u16(self._area, _ENTRIES + 16 * head + _NEXT, self._last)
             atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)
-            self._last = head
             self._batch[self._count] = head
             self._count += 1
+            self._last = head
 
     def settle(self, used_idx: int) -> None:
         """used.idx says so: what was given back is the driver's, and the next batch begins."""
@@ -197,3 +201,4 @@ class Inflight:
             index += 1
         atomic.store_u16(self._area, _USED_IDX, used_idx)
         self._count = 0
+        self.settling = False

@@ -8,7 +8,7 @@ from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
 
-cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _NEXT, _WRITE, _LINKS
+cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _NEXT, _WRITE, _LINKS, _NOWHERE
 cdef unsigned long long _LENGTH
 
 
@@ -21,7 +21,7 @@ cdef class DeviceQueue(Half):
     cdef unsigned long long _low, _high
     cdef atomic.Region _window
     cdef atomic.Span _bytes
-    cdef int _avail_seen
+    cdef int _avail_seen, _claimed, _giving, _given, _replayed
     cdef long long _num_added
     cdef unsigned long long[::1] _shadow
     cdef unsigned short[::1] _taken
@@ -37,6 +37,7 @@ cdef class DeviceQueue(Half):
     cdef int _refuse_count(self, int seen, int count) except -1
     cpdef int pop_head(self) except -2
     @cython.final
+    @cython.locals(head=int)
     cdef inline int _pop_head(self) except -2
     @cython.final
     @cython.locals(head=int)
@@ -54,11 +55,15 @@ cdef class DeviceQueue(Half):
     cdef bint _find(self, unsigned long long addr, unsigned long long length) except -1
     cpdef seek(self, Py_ssize_t next_avail, Py_ssize_t next_used)
     @cython.final
+    cdef inline int _claim(self) except -2
+    @cython.final
     @cython.locals(slot=Py_ssize_t, head=Py_ssize_t)
-    cdef inline int _take(self) except -2
+    cdef inline int _claim_seen(self) except -2
+    @cython.final
+    cdef int _doubt_head(self, int head, int slot) except -1
     @cython.final
     cdef int _refuse_head(self, int head, int slot) except -1
-    @cython.locals(head=int)
+    @cython.locals(head=int, chain=DescriptorChain)
     cpdef DescriptorChain pop(self)
     @cython.locals(chain=DescriptorChain)
     cpdef DescriptorChain chain(self, Py_ssize_t head)
@@ -74,11 +79,13 @@ cdef class DeviceQueue(Half):
     @cython.locals(offset=Py_ssize_t)
     cdef inline int _return(self, Py_ssize_t head, long long written) except -1
     @cython.final
+    cdef int _mend(self) except -1
+    @cython.final
     cdef int _refuse_used(self, Py_ssize_t head, Py_ssize_t written) except -1
     cpdef publish_used(self)
     @cython.final
     cdef inline int _publish(self) except -1
-    @cython.locals(added="long long", event=int)
+    @cython.locals(added="long long", event=int, wanted=bint)
     cpdef bint needs_notification(self) except -1
     cpdef bint enable_notification(self) except -1
     cpdef disable_notification(self)
@@ -88,5 +95,7 @@ cdef class AvailIter:
     cdef DeviceQueue _queue
     cdef int _last
 
-    @cython.locals(left=int)
+    @cython.locals(head=int)
     cpdef int next_head(self) except -2
+    @cython.locals(left=int)
+    cdef int _claim(self) except -2

@@ -5,7 +5,11 @@ The way of a chain: `available` (look at avail.idx) → `pop` (take the head, fe
 user → `add_used` → `needs_notification`. The rules that both halves obey stand in `split`.
 
 Most chains are one buffer. For those `pop_single` does what `pop` does, and makes no object. Every chain, however it is
-taken and returned, goes through `_take`, `_return` and `_publish`.
+taken and returned, goes through `_claim`, `_return` and `_publish`.
+
+An exception may strike the interpreted core between any two steps: Ctrl-C, a signal handler. One store decides each
+operation. A chain is taken when `next_avail` moves on, the last step of all: who is struck before it claims the same
+chain again. A chain is returned when `_giving` says so: who comes next does what is missing (`_mend`).
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ _NEXT = spec.VIRTQ_DESC_F_NEXT
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _LINKS = spec.VIRTQ_DESC_F_NEXT | spec.VIRTQ_DESC_F_INDIRECT  # flags of a descriptor that is not all of its chain
 _NOTHING = atomic.Region(b"")
+_NOWHERE = 0x10000  # no position
 _LENGTH = 0xFFFFFFFF  # the length in the second half of a descriptor; compiled, a name is faster than the number
 
 
@@ -58,10 +63,14 @@ class DeviceQueue(Half):
     __slots__ = (
         "_avail_seen",
         "_bytes",
+        "_claimed",
+        "_given",
+        "_giving",
         "_high",
         "_inflight",
         "_low",
         "_num_added",
+        "_replayed",
         "_replays",
         "_shadow",
         "_taken",
@@ -95,6 +104,7 @@ class DeviceQueue(Half):
             raise InvalidState(f"{name}: an in-flight area is for a queue of its size, in strict policy")
         self._inflight = inflight
         self._replays: list[int] = []  # heads that a dead device had taken, the next one last
+        self._replayed = 0  # the one that was taken again last
         self.indirect = indirect
         self.strict = strict
         self.limit = spec.MAX_CHAIN_BYTES  # device-readable ones of a chain; fewer where somebody copies them
@@ -102,6 +112,7 @@ class DeviceQueue(Half):
         self.next_used = 0  # position of the next used element, u16
         self._avail_seen = 0  # avail.idx when last looked at
         self._num_added = 0  # used elements since needs_notification was last asked
+        self._given = 0  # head of the chain returned last
         self.single = self.writable = False  # what `pop_single` found
         self.addr = self.length = self.answer_addr = self.answer_room = 0
         super().__init__(memory, layout, event_idx, name)
@@ -110,6 +121,8 @@ class DeviceQueue(Half):
         """Use these areas from now on; positions stay as they are, chains in flight are forgotten."""
         super().bind(memory, layout, event_idx)
         self._avail_seen = self.next_avail
+        self._claimed = _NOWHERE  # position claimed last: the chain there is being taken while `next_avail` is the same
+        self._giving = _NOWHERE  # position it was returned at; still `next_used` while that is not complete
         self._walk = new_walk(memory, self.strict, self.indirect)
         self._low = self._high = 0  # bounds of the guest region in which the last single buffer lay, and the window …
         self._window = _NOTHING  # … over it
@@ -151,12 +164,10 @@ class DeviceQueue(Half):
 
     def _pop_head(self) -> int:
         """As `pop_head`."""
-        if self.strict and self.next_avail != self._avail_seen:
-            if self.broken is not None:
-                self._refuse()
-        elif self._look() == 0:
-            return -1
-        return self._take()
+        head = self._claim()
+        if head >= 0:
+            self.next_avail = (self.next_avail + 1) & 0xFFFF  # taken
+        return head
 
     def pop_single(self) -> int:
         """As `pop_head`; in strict policy `single` then says whether the chain is one buffer in one guest region.
@@ -164,23 +175,43 @@ class DeviceQueue(Half):
         If so, that was fetched and checked: guest address `addr`, bytes `length`, device-writable or not (`writable`).
         If not, nothing was kept: `chain` fetches all of it.
         """
-        head = self._pop_head()
-        self.single = head >= 0 and self._fetch(head)
+        head = self._claim()
+        if head < 0:
+            self.single = False
+            return head
+        self.single = self._fetch(head)
+        self.next_avail = (self.next_avail + 1) & 0xFFFF  # taken
         return head
 
-    def _take(self) -> int:
-        """The head at the next position, without looking at idx."""
+    def _claim(self) -> int:
+        """The next available head, which is the same again until `next_avail` moves on; -1 if there is none."""
+        if self.strict and self.next_avail != self._avail_seen:
+            if self.broken is not None:
+                self._refuse()
+        elif self._look() == 0:
+            return -1
+        return self._claim_seen()
+
+    def _claim_seen(self) -> int:
+        """As `_claim`, without looking at idx."""
         slot = self.next_avail & self._mask
         head = atomic.load_u16(self._avail, _RING + 2 * slot)
         if self.strict:
             if head >= self.size or self._shadow[head]:
-                self._refuse_head(head, slot)
-            self._shadow[head] = 1
+                self._doubt_head(head, slot)
             self._taken[slot] = head
+            self._claimed = self.next_avail
+            self._shadow[head] = 1
             if self._inflight is not None:
+                if self._inflight.settling:
+                    self._publish()  # it was interrupted
                 self._inflight.take(head)
-        self.next_avail = (self.next_avail + 1) & 0xFFFF
         return head
+
+    def _doubt_head(self, head: int, slot: int) -> None:
+        """Refuse a head that cannot be; but one that was claimed at this very position, and not taken, can."""
+        if self._claimed != self.next_avail or self._taken[slot] != head:
+            self._refuse_head(head, slot)
 
     def _refuse_head(self, head: int, slot: int) -> NoReturn:
         if head < self.size:
@@ -244,10 +275,11 @@ class DeviceQueue(Half):
         region = self.memory.find_region(addr)
         if region is None or length > region.end - addr:
             return False
-        self._low = region.start
-        self._high = region.end
+        self._high = 0  # nothing is known
         self._window = region.window
         self._bytes = atomic.span_of(self._window)
+        self._low = region.start
+        self._high = region.end
         return True
 
     def pop(self) -> DescriptorChain | None:
@@ -255,10 +287,12 @@ class DeviceQueue(Half):
 
         Raises: as `pop_head`, and every RuleError of the chain as a PeerViolation.
         """
-        head = self.pop_head()
+        head = self._claim()
         if head < 0:
             return None
-        return self.chain(head)
+        chain = self.chain(head)
+        self.next_avail = (self.next_avail + 1) & 0xFFFF  # taken
+        return chain
 
     def chain(self, head: int) -> DescriptorChain:
         """The chain that starts at a head taken with `pop_head`. Raises InvalidState if it was not, else as `pop`."""
@@ -287,14 +321,17 @@ class DeviceQueue(Half):
         Raises, in strict policy, InvalidState if that chain is not in flight: it was returned, or never taken.
         """
         position = (self.next_avail - 1) & 0xFFFF
-        if self.strict:
-            head = self._taken[position & self._mask]
-            if head >= self.size or self._shadow[head] == 0:
-                raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
-            self._shadow[head] = 0
-            if self._inflight is not None:
-                self._inflight.untake(head)
-        self.next_avail = position
+        if not self.strict:
+            self.next_avail = position
+            return
+        head = self._taken[position & self._mask]
+        if head >= self.size or self._shadow[head] == 0:
+            raise InvalidState(f"{self.name}: no chain in flight was taken at position {position}", index=position)
+        self._claimed = position
+        self.next_avail = position  # from now on it is as good as not taken
+        self._shadow[head] = 0
+        if self._inflight is not None:
+            self._inflight.untake(head)
 
     def seek(self, next_avail: int, next_used: int) -> None:
         """Go on at these positions (u16). Raises ValueError."""
@@ -302,6 +339,7 @@ class DeviceQueue(Half):
             raise ValueError(f"{self.name}: positions {next_avail} and {next_used} must lie in 0..65535")
         self.next_avail = self._avail_seen = next_avail
         self.next_used = next_used
+        self._claimed = self._giving = _NOWHERE
 
     # -- after a predecessor's death -----------------------------------------------------------------------------------
 
@@ -345,9 +383,15 @@ class DeviceQueue(Half):
         """
         if not self._replays:
             return None
-        chain = self.chain(self._replays.pop())
+        self._replayed = self._replays[-1]
+        chain = self.chain(self._replayed)
         chain.replayed = True
+        del self._replays[-1]
         return chain
+
+    def undo_replay(self) -> None:
+        """The chain that `replay` yielded last will be yielded again."""
+        self._replays.append(self._replayed)
 
     @property
     def replays(self) -> int:
@@ -376,6 +420,8 @@ class DeviceQueue(Half):
 
     def _put(self, head: int, written: int) -> None:
         """As `put_used`."""
+        if atomic.INTERRUPTIBLE and self._giving == self.next_used:
+            self._mend()
         if head < 0 or head >= self.size or written >> 32:
             self._refuse_used(head, written)
         if self.strict:
@@ -387,21 +433,36 @@ class DeviceQueue(Half):
 
     def _return(self, head: int, written: int) -> None:
         """Write the used element of a chain that was taken."""
-        self._shadow[head] = 0
         offset = _RING + 8 * (self.next_used & self._mask)
         atomic.put_u32(self._used, offset, head)
         atomic.put_u32(self._used, offset + 4, written)
+        if atomic.INTERRUPTIBLE:
+            self._given = head
+            self._giving = self.next_used  # from now on it is returned
+        self._shadow[head] = 0
         if self._inflight is not None:
             self._inflight.give(head)
-        self.next_used = (self.next_used + 1) & 0xFFFF
         self._num_added += 1
+        self.next_used = (self.next_used + 1) & 0xFFFF
+
+    def _mend(self) -> None:
+        """A return was interrupted: the rest of it."""
+        self._shadow[self._given] = 0
+        if self._inflight is not None:
+            self._inflight.give(self._given)
+        self._num_added += 1  # it may be one too many now: then a driver is called for nothing
+        self.next_used = (self.next_used + 1) & 0xFFFF
 
     def publish_used(self) -> None:
         """Show the driver every chain returned so far, the elements before the idx that covers them [2.7.8.2]."""
+        if atomic.INTERRUPTIBLE and self._giving == self.next_used:
+            self._mend()
         self._publish()
 
     def _publish(self) -> None:
         """As `publish_used`."""
+        if self._inflight is not None:
+            self._inflight.settling = True
         atomic.store_u16(self._used, _IDX, self.next_used)
         if self._inflight is not None:
             self._inflight.settle(self.next_used)
@@ -412,6 +473,7 @@ class DeviceQueue(Half):
         if written >> 32:
             raise InvalidUsedLength(f"{self.name}: {written} bytes written to head {head}", index=head)
         if self._shadow[head] == 0:
+            self._publish()  # an interrupted call may have returned it, and not have shown it
             raise UsedIdNotInFlight(f"{self.name}: head {head} was not taken, or was already returned", index=head)
         room = self._shadow[head] - 1
         raise InvalidUsedLength(
@@ -428,14 +490,16 @@ class DeviceQueue(Half):
         atomic.fence()  # used.idx must be visible before the driver's wish is read
         if self.event_idx:
             event = atomic.load_u16(self._avail, self._used_event)
-            self._num_added = 0
-            if added > 0xFFFF and self.strict:
-                return True  # the position ran a full circle past the event
-            return need_event(event, self.next_used, (self.next_used - added) & 0xFFFF)
-        if not self.strict:
+            # Behind a full circle the position ran past the event.
+            wanted = (added > 0xFFFF and self.strict) or need_event(
+                event, self.next_used, (self.next_used - added) & 0xFFFF
+            )
+        elif self.strict:
+            wanted = added > 0 and not atomic.load_u16(self._avail, _FLAGS) & _NO_INTERRUPT
+        else:
             return True  # the seed does not look at the flag
         self._num_added = 0
-        return added > 0 and not atomic.load_u16(self._avail, _FLAGS) & _NO_INTERRUPT
+        return wanted
 
     def enable_notification(self) -> bool:
         """Ask to be kicked for the next chain, then look again: True if chains are waiting already, so do not sleep."""
@@ -469,6 +533,13 @@ class AvailIter:
 
     def next_head(self) -> int:
         """Take a chain without reading its descriptors: the index of the first, or -1 at the end."""
+        head = self._claim()
+        if head >= 0:
+            self._queue.next_avail = (self._queue.next_avail + 1) & 0xFFFF
+        return head
+
+    def _claim(self) -> int:
+        """As `DeviceQueue._claim`."""
         if self._queue is None:
             raise TypeError("an AvailIter is made of a queue")
         if self._queue.broken is not None:
@@ -477,7 +548,7 @@ class AvailIter:
         if left == 0 or (left > self._queue.size and self._queue.strict):  # somebody else took what was left, and more
             return -1
         try:
-            return self._queue._take()
+            return self._queue._claim_seen()
         except RuleError:
             if self._queue.strict:
                 raise
@@ -487,7 +558,9 @@ class AvailIter:
         return self
 
     def __next__(self) -> DescriptorChain:
-        head = self.next_head()
+        head = self._claim()
         if head < 0:
             raise StopIteration
-        return self._queue.chain(head)
+        chain = self._queue.chain(head)
+        self._queue.next_avail = (self._queue.next_avail + 1) & 0xFFFF
+        return chain

@@ -259,6 +259,7 @@ class DriverQueue(Half):
             if length < 1:
                 raise InvalidChain(f"{self.name}: a buffer of {length} bytes at {addr:#x}")
             if not (self._low <= addr < self._high and length <= self._high - addr):
+                self._high = 0  # nothing is known
                 self._low, self._high = self.memory.bounds(addr, length)
             total += length
             if total >> 32:
