@@ -383,10 +383,11 @@ class DeviceQueue(Half):
         """
         if not self._replays:
             return None
-        self._replayed = self._replays[-1]
+        last = len(self._replays) - 1
+        self._replayed = self._replays[last]
         chain = self.chain(self._replayed)
         chain.replayed = True
-        del self._replays[-1]
+        del self._replays[last]
         return chain
 
     def undo_replay(self) -> None:
