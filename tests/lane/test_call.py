@@ -278,6 +278,20 @@ def test_room_of_a_call_that_nobody_waits_for_comes_back(lane, answered, how):
     r.assert_at_rest()
 
 
+@pytest.mark.parametrize("order", ["the first one first", "the last one first"])
+def test_an_answer_that_waits_to_be_fetched_is_not_that_of_a_call_with_the_same_descriptor(lane, order):
+    r = lane()
+    calls = [(r.outlet.start_call(b"one", 10), b"1")]
+    serve_one(r, lambda _: b"1")
+    r.inlet.tell()
+    r.outlet.reclaim()  # its answer is here, its descriptors are free, and nobody has fetched it yet
+    calls.append((r.outlet.start_call(b"two", 10), b"22"))
+    serve_one(r, lambda _: b"22")
+    for call, answer in calls if order == "the first one first" else reversed(calls):
+        assert call.answer(0) == answer
+    r.assert_at_rest()
+
+
 def test_a_call_of_before_a_reset_says_so_and_touches_nothing(lane):
     r = lane()
     call = r.outlet.start_call(b"q", 10)

@@ -51,25 +51,25 @@ cdef class Outlet(DriverQueue):
     @cython.locals(count=int, head=int)
     cdef int _reclaim(self) except -1
     cdef Py_ssize_t _await_room(self, Py_ssize_t count, int descriptors, object timeout) except -1
-    cdef Py_ssize_t _await_answer(self, int head, object timeout) except -1
-    cdef _forget_call(self, int head, int slot)
+    cdef Py_ssize_t _await_answer(self, int slot, object timeout) except -1
+    cdef _forget_call(self, int slot)
     @cython.locals(offset=Py_ssize_t, seen=bint)
     cdef Py_ssize_t _await_room_long(self, Py_ssize_t count, int descriptors, object timeout) except -1
     @cython.locals(written="long long", seen=bint)
-    cdef Py_ssize_t _await_answer_long(self, int head, object timeout) except -1
+    cdef Py_ssize_t _await_answer_long(self, int slot, object timeout) except -1
     cdef _start_waiting(self)
     @cython.locals(slot=int)
     cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
     cpdef collect(self)
     cdef bint _look(self) except -1
-    cdef bint _is_awaited(self, int head) except -1
+    cdef bint _is_awaited(self, int slot) except -1
 
 
 @cython.final
 cdef class Call:
     cdef Outlet _outlet
     cdef Py_ssize_t _offset
-    cdef int _head, _slot, _epoch
+    cdef int _slot, _epoch
 
     @cython.locals(outlet=Outlet, written=Py_ssize_t)
     cpdef bytes answer(self, object timeout=*)

@@ -99,7 +99,7 @@ class Outlet(DriverQueue):
         self._bytes = atomic.span_of(self._window)
         self.arena = Arena(min(count, _LARGEST), layout.size)
         self._slot = array("H", bytes(2 * layout.size))  # per head in flight: its slot in the arena
-        self._answers: dict[int, int] = {}  # per head of a call: bytes of its answer, or a state
+        self._answers: dict[int, int] = {}  # per slot of a call, its own till it ends: bytes of its answer, or a state
         self.calls = 0  # in `_answers`
         self.bell = bell
         self.keeper = keeper
@@ -220,31 +220,30 @@ class Outlet(DriverQueue):
         else:
             head = self.add_one(answer, answer_bytes, _WRITE)
         self._slot[head] = slot
-        self._answers[head] = _WAITING
+        self._answers[slot] = _WAITING
         self.calls += 1
         self.messages += 1
         self.bytes_out += count
         call._epoch = self.epoch
-        call._head = head
         call._slot = slot
         call._offset = offset + start
         call._outlet = self
         self._show()
         return call
 
-    def _await_answer(self, head: int, timeout: float | None) -> int:
+    def _await_answer(self, slot: int, timeout: float | None) -> int:
         """The bytes of the answer to a call, once it is there."""
         self._start_waiting()
         try:
-            return self._await_answer_long(head, timeout)
+            return self._await_answer_long(slot, timeout)
         finally:
             self._waiting = False
 
-    def _await_answer_long(self, head: int, timeout: float | None) -> int:
+    def _await_answer_long(self, slot: int, timeout: float | None) -> int:
         deadline: Deadline | None = None
         while True:
             self._reclaim()
-            state = self._answers.get(head)
+            state = self._answers.get(slot)
             if state is None:
                 raise InvalidState(f"{self.name} was reset while a call waited for its answer")
             written: int = state
@@ -258,15 +257,15 @@ class Outlet(DriverQueue):
             if not seen and not self.keeper.sleep(deadline, 1):
                 raise NoMessage(f"{self.name}: no answer came in time; {self.keeper.stalled()}")
 
-    def _forget_call(self, head: int, slot: int) -> None:
+    def _forget_call(self, slot: int) -> None:
         """Nobody waits for this answer any more."""
-        written = self._answers.get(head, _FORGOTTEN)
+        written = self._answers.get(slot, _FORGOTTEN)
         if written >= 0:
-            del self._answers[head]
+            del self._answers[slot]
             self.calls -= 1
             self.arena.give(slot)
         elif written == _WAITING:
-            self._answers[head] = _FORGOTTEN
+            self._answers[slot] = _FORGOTTEN
 
     def reclaim(self) -> int:
         """Take back what the device has given back; how many messages. Raises as `reap`."""
@@ -347,7 +346,7 @@ class Outlet(DriverQueue):
         count = 0
         head = self.reap_head()
         while head >= 0:
-            if self.calls == 0 or not self._is_awaited(head):
+            if self.calls == 0 or not self._is_awaited(self._slot[head]):
                 self.arena.give(self._slot[head])
             count += 1
             head = self.reap_head()
@@ -369,14 +368,14 @@ class Outlet(DriverQueue):
                     self.reserved -= 1
                     self.arena.give(slot)
 
-    def _is_awaited(self, head: int) -> bool:
+    def _is_awaited(self, slot: int) -> bool:
         """Whether this is the answer to a call, and somebody waits for it: then its room is still needed."""
-        state = self._answers.get(head)
+        state = self._answers.get(slot)
         if state == _WAITING:
-            self._answers[head] = self.written
+            self._answers[slot] = self.written
             return True
         if state == _FORGOTTEN:
-            del self._answers[head]
+            del self._answers[slot]
             self.calls -= 1
         return False
 
@@ -469,10 +468,9 @@ class Outlet(DriverQueue):
 class Call:
     """A message whose answer is still to come; see `Outlet.start_call`."""
 
-    __slots__ = ("_epoch", "_head", "_offset", "_outlet", "_slot")
+    __slots__ = ("_epoch", "_offset", "_outlet", "_slot")
 
     _outlet: Outlet | None
-    _head: int
     _slot: int
     _offset: int  # of the answer, in the arena
     _epoch: int
@@ -489,10 +487,10 @@ class Call:
             raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
         if outlet.epoch != self._epoch:
             raise InvalidState(f"{outlet.name} was reset while a call waited for its answer")
-        written = outlet._await_answer(self._head, timeout)
+        written = outlet._await_answer(self._slot, timeout)
         self._outlet = None
         outlet.calls -= 1
-        del outlet._answers[self._head]
+        del outlet._answers[self._slot]
         reply = atomic.copy(outlet._bytes, self._offset, written)
         outlet.arena.give(self._slot)
         return reply
@@ -502,7 +500,7 @@ class Call:
         outlet = self._outlet
         self._outlet = None
         if outlet is not None and outlet.epoch == self._epoch:
-            outlet._forget_call(self._head, self._slot)
+            outlet._forget_call(self._slot)
 
     def __del__(self) -> None:
         self.forget()
