@@ -152,13 +152,12 @@ def in_foreign_hands(names: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def load_tool() -> Iterator[Callable[[str], ModuleType]]:
-    """Load a program of tools/ as a module, by the name of its file: no folder of tools is on sys.path."""
+    """Load a program of tools/ as a module, by the path of its file: no folder of tools is on sys.path."""
     loaded = []
 
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(
-            f"vqshm_{name}", Path(__file__).parents[1] / "tools" / f"{name}.py"
-        )
+        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"vqshm_{path.stem}", path)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
         loaded.append(spec.name)
         spec.loader.exec_module(module)

@@ -16,7 +16,7 @@ import pytest
 from vqshm import core
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "hot_paths.py"
+TOOL = ROOT / "tools" / "gates" / "hot_paths.py"
 
 needs_cython = pytest.mark.skipif(
     importlib.util.find_spec("Cython") is None and not os.environ.get("CI"),

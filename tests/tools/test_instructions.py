@@ -13,7 +13,7 @@ import pytest
 
 from vqshm import core
 
-TOOL = Path(__file__).parents[2] / "tools" / "instructions.py"
+TOOL = Path(__file__).parents[2] / "tools" / "gates" / "instructions.py"
 TOOLS = {"python": "CPython 3.11.7", "python build": "plain", "cython": "3.3", "compiler": "cc 1", "machine": "x86_64"}
 RECORDED = {
     "tolerance": {"same tools": 0.03, "same Python": 0.15, "other Python": 0.45},
@@ -52,7 +52,7 @@ totals: 1000
 
 @pytest.fixture(scope="module")
 def tool(load_tool):
-    return load_tool("instructions")
+    return load_tool("gates/instructions")
 
 
 def problems(tool, *, here=TOOLS, **figures):

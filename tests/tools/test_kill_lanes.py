@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "pressure"
 
 # Lives: 2, 3 and 4 are receivers, 5 and 6 senders. A record is "KIND number.call life"; SENDS is SEND and SENT.
 TWO = "SENDS 0 5, SENDS 1 5, RECEIVE 0.1 2, RECEIVE 1.2 2"
@@ -25,7 +25,7 @@ def judge(load_tool):
     """What the judge says of a history; None if it is content."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
-        lanes = load_tool("kill_lanes")
+        lanes = load_tool("pressure/kill_lanes")
         records = sys.modules.pop("kill_history")
 
     def judge(text, *, resume=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "pressure"
 spec = importlib.util.spec_from_file_location("kill_history", TOOLS / "kill_history.py")
 kill_history = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kill_history)

@@ -15,7 +15,7 @@ import pytest
 
 from vqshm import core
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "pressure"
 COMPILED = core.kind() == "compiled"
 
 

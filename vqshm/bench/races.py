@@ -1,7 +1,7 @@
 """Races: each side of a queue goes to sleep at about the moment when the other side publishes, again and again.
 
 A wake-up is lost when one side saw no work after it had armed, and the other side, having published, saw no wish to be
-notified [2.7.7, 2.7.10]. The fences of the ring forbid that; who wants to see it tried, runs `tools/soak.py --races`.
+notified [2.7.7, 2.7.10]. The fences of the ring forbid that; `tools/pressure/soak.py --races` tries it.
 Compiled where the core is, with races.pxd, so that a round costs about as much as the window is wide.
 
 A round is one chain there and back, and a race each way:

@@ -1,15 +1,15 @@
 """How many instructions an operation of the compiled core takes, and whether that is within its budget.
 
-    python tools/instructions.py [--record] [--profile LOAD]
+    python tools/gates/instructions.py [--record] [--profile LOAD]
 
-A figure that does not depend on what else the machine does: callgrind executes the loads of tools/instruction_loads.py
-and counts. Each load runs with a count and with twice that count; the difference, per operation, knows nothing of
+A figure that does not depend on what else the machine does: callgrind executes the loads of instruction_loads.py and
+counts. Each load runs with a count and with twice that count; the difference, per operation, knows nothing of
 starting up. Two figures come out of it:
 
     core    instructions in vqshm's own libraries: they depend on vqshm, Cython and the C compiler
     all     with those of the interpreter and of libc, and of the loop around it
 
-The budgets stand in tools/instructions.json, with the tools they were taken with; `--record` writes what was found. Two
+The budgets stand in instructions.json, with the tools they were taken with; `--record` writes what was found. Two
 runs with the same tools count alike, to the instruction. What other tools change was measured, and is tolerated:
 
     same tools      3 %

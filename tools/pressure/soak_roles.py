@@ -1,4 +1,4 @@
-"""What runs in the processes of tools/soak.py, one role each, told what to do by a line of JSON; never run by hand.
+"""What runs in the processes of soak.py, one role each, told what to do by a line of JSON; never run by hand.
 
 Each role prints a line of JSON about every second: how far it is, its memory and descriptors; and one with `done` or
 `error` at its end. It leaves by itself when its parent has gone.

@@ -1,4 +1,4 @@
-"""What tools/instructions.py counts the instructions of: one load each, run under callgrind and never by hand.
+"""What tools/gates/instructions.py counts the instructions of: one load each, run under callgrind and never by hand.
 
 A load does `count` operations between `meter.start()` and `meter.stop()`; what it does outside is not counted. Both
 call `getppid`, at which callgrind writes down what it has counted so far and starts again. Every load is run some times

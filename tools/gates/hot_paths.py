@@ -1,10 +1,10 @@
 """Whether the hot functions of the compiled core are free of Python-object operations.
 
-    python tools/hot_paths.py [--show NAME] [--root FOLDER] [--list FILE]
+    python tools/gates/hot_paths.py [--show NAME] [--root FOLDER] [--list FILE]
 
-What is hot, and what it may do nevertheless and why, stands in tools/hot_paths.toml. The package is translated to C
-with the directives of tools/build_hook.py, which takes seconds and no C compiler, and the C is read by
-tools/generated_c.py. A hot function may
+What is hot, and what it may do nevertheless and why, stands in hot_paths.toml beside this file. The package is
+translated to C with the directives of tools/build_hook.py, which takes seconds and no C compiler, and the C is read by
+generated_c.py. A hot function may
 
 - do anything on the way to an error: in a branch that ends in `raise`, or in a call that `raises` lists;
 - call other hot functions, and those that `leaves` lists;
@@ -54,7 +54,7 @@ class Excuse:
 
 @dataclass
 class HotList:
-    """What tools/hot_paths.toml says."""
+    """What hot_paths.toml says."""
 
     hot: dict[str, int]  # function → references it may hold
     leaves: dict[str, str]  # function that may be called nevertheless → why
@@ -70,7 +70,7 @@ class HotList:
         return cls(content.pop("hot"), content.pop("leaves", {}), content.pop("raises", {}), excuses, **content)
 
 
-def directives(hook: Path = HERE / "build_hook.py") -> dict[str, Any]:
+def directives(hook: Path = HERE.parent / "build_hook.py") -> dict[str, Any]:
     """The compiler directives, read from the build hook: importing it takes hatchling."""
     for node in ast.parse(hook.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DIRECTIVES":
@@ -285,7 +285,7 @@ def show(root: Path, name: str, raises: Iterable[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--root", type=Path, default=HERE.parent, help="the folder that holds the package")
+    parser.add_argument("--root", type=Path, default=HERE.parents[1], help="the folder that holds the package")
     parser.add_argument("--list", type=Path, default=HERE / "hot_paths.toml", help="what is hot")
     parser.add_argument("--show", metavar="NAME", help="print what one function does: module:Class.method")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
 """The kill loop: SIGKILL at random over coordinator, device and driver under traffic, and a history that must hold.
 
-    python tools/kill_loop.py --kills 1000 --seed 7                    # what a device had, its driver offers again
-    python tools/kill_loop.py --kills 1000 --seed 7 --restart resume   # its successor goes on with it
-    python tools/kill_loop.py --kills 1000 --lane --restart resume     # the sender and the receiver of a lane
+    python tools/pressure/kill_loop.py --kills 1000 --seed 7                   # what a device had, is offered again
+    python tools/pressure/kill_loop.py --kills 1000 --seed 7 --restart resume  # its successor goes on with it
+    python tools/pressure/kill_loop.py --kills 1000 --lane --restart resume    # the sender and the receiver of a lane
 
 Each role is a process. Whoever is killed is replaced: by a new device, by a driver that offers again what its
 predecessor did not get answered, or, for a coordinator, by a whole new region, once the data path was seen to go on

@@ -1,11 +1,13 @@
 """The long run: very many messages between two processes, every one checked; very many races to sleep; or all at once.
 
-    python tools/soak.py --messages 1e9         a lane in batches: number and CRC-32 of each message, memory and
-                                                descriptors of all three processes sampled, and required to stay flat
-    python tools/soak.py --races 1e8            a queue with two eventfds: each side goes to sleep at a random moment
-                                                around the one at which the other side publishes; no wake-up may be lost
-    python tools/soak.py --mixed 480            for so many minutes, the messages, and beside them kill loops, one after
-                                                the other, in all their modes, each with a seed of its own
+    python tools/pressure/soak.py --messages 1e9    a lane in batches: number and CRC-32 of each message, memory and
+                                                    descriptors of all three processes sampled, and required to stay
+                                                    flat
+    python tools/pressure/soak.py --races 1e8       a queue with two eventfds: each side goes to sleep at a random
+                                                    moment around the one at which the other side publishes; no
+                                                    wake-up may be lost
+    python tools/pressure/soak.py --mixed 480       for so many minutes, the messages, and beside them kill loops, one
+                                                    after the other, in all their modes, each with a seed of its own
 
 Prints progress, then a table; `--json FILE` writes the same with all samples. Exit status 1 if anything was lost,
 changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py, and
