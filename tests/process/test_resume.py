@@ -32,6 +32,7 @@ from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.view.snapshot import take as take_snapshot
 
 SIZE = 32
+ENTRY = 32  # bytes
 
 
 def spec(restart="resume", queues=1, size=SIZE, name="echo0"):
@@ -50,7 +51,8 @@ class Diary:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self, *words):
-        os.write(self.fd, (" ".join(map(str, words)) + "\n").encode())
+        # So many bytes that no entry lies in two pages: SIGKILL cuts what is written to a file between two of them.
+        os.write(self.fd, f"{' '.join(map(str, words)):<{ENTRY - 1}}\n".encode())
 
 
 def read_diary(path):
