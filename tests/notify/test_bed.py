@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 
@@ -10,21 +9,7 @@ import pytest
 
 from vqshm.errors import InvalidState
 from vqshm.memory import Region, atomic
-from vqshm.notify import EventFd
 from vqshm.notify.bed import Bed
-
-
-@pytest.fixture
-def bell():
-    with EventFd.create() as made:
-        yield made
-
-
-@pytest.fixture
-def epoll(bell):
-    with contextlib.closing(select.epoll()) as made:
-        made.register(bell.fileno(), select.EPOLLIN)
-        yield made
 
 
 @pytest.fixture

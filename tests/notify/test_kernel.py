@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -15,22 +14,9 @@ import pytest
 
 from vqshm.errors import GuestMemory
 from vqshm.memory import Region, atomic
-from vqshm.notify import EventFd, kernel
+from vqshm.notify import kernel
 
 PATIENCE = 30
-
-
-@pytest.fixture
-def bell():
-    with EventFd.create() as made:
-        yield made
-
-
-@pytest.fixture
-def epoll(bell):
-    with contextlib.closing(select.epoll()) as made:
-        made.register(bell.fileno(), select.EPOLLIN)
-        yield made
 
 
 @pytest.fixture

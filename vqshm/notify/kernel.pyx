@@ -22,23 +22,11 @@ cdef double LONGEST = 3600.0  # seconds; epoll counts milliseconds in an int
 
 
 cpdef int ring(int fd) except -1:
-    cdef int failed
-    while True:
-        with nogil:
-            failed = vq_ring(fd)
-        if failed == 0:
-            return 0
-        go_on(failed)
+    return insist(vq_ring, fd)
 
 
 cpdef int hush(int fd) except -1:
-    cdef int failed
-    while True:
-        with nogil:
-            failed = vq_hush(fd)
-        if failed == 0:
-            return 0
-        go_on(failed)
+    return insist(vq_hush, fd)
 
 
 cpdef int doze(object epoll, int bell, Region region, Py_ssize_t offset, int old, object seconds) except -1:
@@ -58,6 +46,17 @@ cpdef int doze(object epoll, int bell, Region region, Py_ssize_t offset, int old
         if found >= 0:
             return (_WORK if vq_changed_u16(word, <unsigned short>old) else 0) | (_RUNG if found else 0)
         go_on(found)
+
+
+cdef int insist(int (*call)(int) noexcept nogil, int fd) except -1:
+    """Make a system call without the GIL, again after each signal."""
+    cdef int failed
+    while True:
+        with nogil:
+            failed = call(fd)
+        if failed == 0:
+            return 0
+        go_on(failed)
 
 
 cdef int go_on(int failed) except -1:
