@@ -26,10 +26,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-# importlib mode puts no folder of tests on sys.path: the actors that several folders share are imported here.
-_spec = importlib.util.spec_from_file_location("vqshm_harness", Path(__file__).parent / "host" / "harness.py")
-sys.modules["vqshm_harness"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["vqshm_harness"])
+# importlib mode puts no folder of tests on sys.path: what several folders share is imported here.
+for _shared in ("host/harness.py", "ring/mortal.py"):
+    _path = Path(__file__).parent / _shared
+    _spec = importlib.util.spec_from_file_location(f"vqshm_{_path.stem}", _path)
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 with Path(__file__).with_name("faults.csv").open(encoding="utf-8", newline="") as _file:
     FAULTS = frozenset(row["id"] for row in csv.DictReader(_file))

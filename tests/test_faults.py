@@ -33,8 +33,8 @@ def test_every_row_has_an_id_of_its_own_a_behaviour_and_a_tier():
 )
 def test_a_mark_that_names_no_row_ends_the_run(tmp_path, mark, complaint):
     """A run of its own, under the settings and the conftest of this one."""
-    (tmp_path / "host").mkdir()
-    for name in ("conftest.py", "faults.csv", "host/harness.py"):
+    for name in ("conftest.py", "faults.csv", "host/harness.py", "ring/mortal.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((HERE / name).read_bytes())
     (tmp_path / "test_it.py").write_text(f"import pytest\n\n@pytest.mark.fault({mark})\ndef test_it():\n    pass\n")
     done = subprocess.run(

@@ -12,11 +12,12 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vqshm_mortal import Killed, MortalMemory
 
 from vqshm.errors import InvalidInflight, InvalidState, NoMessage, NoRoom, PeerViolation, QueueBroken, VqshmError
 from vqshm.lane.outlet import Outlet
 from vqshm.lane.resuming import ResumingInlet
-from vqshm.memory import GuestMemory, Region
+from vqshm.memory import GuestMemory
 from vqshm.ring import SplitLayout
 from vqshm.ring.inflight import inflight_bytes
 
@@ -24,40 +25,6 @@ BASE = 0x1_0000
 ARENA = 4096
 
 pytestmark = pytest.mark.fault("D01", "D02")
-
-
-class Killed(BaseException):
-    """The receiver's process is no more."""
-
-
-class Hand:
-    """Does what a window would do, until the stores are used up."""
-
-    def __init__(self, memory, address):
-        self.memory = memory
-        self.address = address
-
-    def load(self, offset, width):
-        return int.from_bytes(self.memory.read(self.address + offset, width), "little")
-
-    get = load
-
-    def store(self, offset, width, value):
-        if self.memory.left == 0:
-            raise Killed
-        self.memory.left -= 1
-        self.memory.write(self.address + offset, value.to_bytes(width, "little"))
-
-    put = store
-
-
-class MortalMemory(GuestMemory):
-    """Guest memory of a process that has only so many stores `left`."""
-
-    left = -1  # for ever
-
-    def window(self, address, count, alignment):
-        return Region(bytearray(), 0, 0, Hand(self, address))
 
 
 class Bell:
