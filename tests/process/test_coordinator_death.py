@@ -39,12 +39,13 @@ def test_without_its_coordinator_the_data_path_goes_on_and_control_calls_say_so(
         for _ in range(2):
             with pytest.raises(CoordinatorGone, match=str(region.coordinator.pid)):
                 driver.reset()
-    assert look_at(region.name).condition is Condition.HELD
+        assert look_at(region.name).condition is Condition.HELD
+    assert device.end() == 0  # its driver left, and nobody can give it another
+    assert look_at(region.name).condition is Condition.STALE
     with pytest.raises(CoordinatorGone, match="vqshm clean"):
         Driver.attach(region.name)
     with pytest.raises(CoordinatorGone, match="vqshm clean"):
         Device.attach(region.name)
-    device.kill()
 
 
 def test_a_failed_reset_without_a_coordinator_leaves_the_requests_in_the_list_of_the_next(region):
