@@ -19,7 +19,7 @@ import select
 import socket
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vqshm import errors
 from vqshm.closing import Closing
@@ -32,6 +32,7 @@ from vqshm.errors import (
     UntrustedPeer,
     VqshmError,
 )
+from vqshm.host.coordination.client import Client
 from vqshm.host.coordination.ground import MEMORY_KINDS, Ground, MemoryKind, take_name
 from vqshm.host.coordination.slot import Slot
 from vqshm.host.system import names
@@ -97,8 +98,8 @@ class Coordinator(Closing):
             )
         self._pid = os.getpid()
         self._closed = False
-        self._clients: dict[int, _Client] = {}
-        self._watched: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
+        self._watched: dict[int, Client] = {}
         self._slots: list[Slot] = []
         self._bells: list[Notifier] = []
         self._poller = select.poll()
@@ -203,7 +204,7 @@ class Coordinator(Closing):
                 connection.close()
                 return
             self._drop(silent)  # of those without a role the one that had the most time to ask for it
-        client = _Client(Channel(connection), peer.pid)
+        client = Client(Channel(connection), peer.pid)
         self._clients[client.channel.fileno()] = client
         self._poller.register(client.channel, select.POLLIN)
 
@@ -214,12 +215,12 @@ class Coordinator(Closing):
             self._listener.accept()[0].close()
         self._spare = _spare()
 
-    def _check_ended(self, client: _Client) -> None:
+    def _check_ended(self, client: Client) -> None:
         """Drop it if its process ended. The event may be older than the watch: descriptors are used again."""
         if client.watch is not None and client.watch.ended:
             self._drop(client)
 
-    def _serve_client(self, client: _Client) -> None:
+    def _serve_client(self, client: Client) -> None:
         try:
             client.channel.flush()
             received = client.channel.receive_now()
@@ -230,7 +231,7 @@ class Coordinator(Closing):
                 client.reply(_error(error))
             self._drop(client)
 
-    def _answer(self, client: _Client, message: Message) -> None:
+    def _answer(self, client: Client, message: Message) -> None:
         client.serial = message.get("serial", 0)
         try:
             self._dispatch(client, message)
@@ -239,7 +240,7 @@ class Coordinator(Closing):
         except VqshmError as error:
             client.reply(_error(error))
 
-    def _dispatch(self, client: _Client, message: Message) -> None:
+    def _dispatch(self, client: Client, message: Message) -> None:
         kind = message["type"]
         if kind == "attach":
             self._attach(client, message)
@@ -255,7 +256,7 @@ class Coordinator(Closing):
         else:
             self._dispatch_role(client, client.slot, message)
 
-    def _dispatch_role(self, client: _Client, slot: Slot, message: Message) -> None:
+    def _dispatch_role(self, client: Client, slot: Slot, message: Message) -> None:
         kind = message["type"]
         if kind == "detach":
             client.reply({"type": "ok"})
@@ -273,7 +274,7 @@ class Coordinator(Closing):
         else:
             raise ProtocolError(f"{kind!r} is not a message of the {client.role}")
 
-    def _attach(self, client: _Client, message: Message) -> None:
+    def _attach(self, client: Client, message: Message) -> None:
         if client.slot is not None:
             raise InvalidState("this connection is attached already")
         slot = self._slots[self.plan.device(message["device"]).index]
@@ -301,7 +302,7 @@ class Coordinator(Closing):
         client.reply(reply, tuple(fd for fd in doorbells if fd is not None))
         slot.introduce()
 
-    def _open(self, client: _Client, *, writable: bool) -> None:
+    def _open(self, client: Client, *, writable: bool) -> None:
         """Hand over the memory, with no more rights than were asked for."""
         fd = self._ground.fd
         if writable:
@@ -326,7 +327,7 @@ class Coordinator(Closing):
         ]
         return {"type": "listing", "region": self.name, **me._asdict(), "devices": devices}
 
-    def _drop(self, client: _Client, *, detached: bool = False) -> None:
+    def _drop(self, client: Client, *, detached: bool = False) -> None:
         """Forget a client: it left, its process ended, or it broke a rule."""
         if self._clients.pop(client.channel.fileno(), None) is None:
             return
@@ -373,35 +374,6 @@ class Coordinator(Closing):
 
     def __repr__(self) -> str:
         return f"<Coordinator {self.name!r} {'closed' if self._closed else f'{len(self._clients)} clients'}>"
-
-
-class _Client:
-    """A connection; once attached, a process in a role."""
-
-    def __init__(self, channel: Channel, pid: int) -> None:
-        self.channel = channel
-        self.process = ProcessId(pid, 0)
-        self.watch: Watch | None = None
-        self.role = ""
-        self.slot: Slot | None = None
-        self.failed = False
-        self.serial = 0  # of the request that is being answered
-
-    @property
-    def lagging(self) -> bool:
-        return bool(self.channel.events & select.POLLOUT)
-
-    def reply(self, message: Message, fds: tuple[int, ...] = (), serial: int | None = None) -> None:
-        self._post({**message, "serial": self.serial if serial is None else serial}, fds)
-
-    def event(self, what: str, **facts: Any) -> None:
-        self._post({"type": "event", "what": what, **facts})
-
-    def _post(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        try:
-            self.channel.post(message, fds)
-        except (OSError, ProtocolError, InvalidState):
-            self.failed = True  # dropped at the end of the step, when nobody is in the middle of anything
 
 
 def _error(error: VqshmError) -> Message:

@@ -23,7 +23,7 @@ device has let go (or has ended), because from then on the driver takes its buff
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from vqshm import spec
 from vqshm.errors import InvalidState, RoleTaken
@@ -32,28 +32,12 @@ from vqshm.transport.features import check_accepted, check_offer
 from vqshm.transport.status import DeviceStatus, State
 
 if TYPE_CHECKING:
+    from vqshm.host.coordination.client import Client
     from vqshm.notify import Notifier
     from vqshm.transport import ConfigSpace, DeviceCells, DevicePlan
 
 
 DETACHED: Final = "detached"  # the reason of an event: the peer said goodbye
-
-
-class Client(Protocol):
-    """An attached process, as a slot sees it."""
-
-    process: ProcessId
-    serial: int  # of the request that is being answered
-
-    @property
-    def lagging(self) -> bool:
-        """Whether it has not read what it was sent; to be told something once more is no use to it then."""
-
-    def reply(self, message: dict[str, Any], fds: tuple[int, ...] = (), serial: int | None = None) -> None:
-        """Answer its request, or an earlier one."""
-
-    def event(self, what: str, **facts: Any) -> None:
-        """Tell it something it did not ask for."""
 
 
 class Slot:
