@@ -240,7 +240,8 @@ from vqshm.memory import GuestMemory, Region
 from vqshm.memory.arena import Arena
 from vqshm.memory.lent import Lent
 from vqshm.notify.spin import Pace
-from vqshm.ring.chain import DescriptorChain, Walk
+from vqshm.ring.chain import DescriptorChain
+from vqshm.ring.walk import Walk
 from vqshm.ring.split_device import DeviceQueue
 from vqshm.ring.split_driver import DriverQueue
 

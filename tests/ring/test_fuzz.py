@@ -16,7 +16,7 @@ import pytest
 from vqshm import errors
 from vqshm.memory import GuestMemory
 from vqshm.ring import QueueConfig, SplitLayout
-from vqshm.ring.chain import new_walk
+from vqshm.ring.walk import new_walk
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 TOP = 2**64 - 1

@@ -92,7 +92,7 @@ def _mangled(name: str) -> tuple[str, str]:
 
 
 def _plain(mangled: str) -> str:
-    """`5vqshm_4ring_5chain_4Walk_step` → `vqshm.ring.chain.Walk.step`."""
+    """`5vqshm_4ring_4walk_4Walk_step` → `vqshm.ring.walk.Walk.step`."""
     scopes = []
     while match := re.match(r"\d+", mangled):
         end = match.end() + int(match[0])

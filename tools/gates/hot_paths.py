@@ -12,7 +12,7 @@ generated_c.py. A hot function may
 - do what an `excuse` allows it on one line.
 
 It exits with 1 if a hot function does more, and if the list allows more than is needed. `--show` prints what a function
-does, listed or not: `--show vqshm.ring.chain:Walk.step`.
+does, listed or not: `--show vqshm.ring.walk:Walk.step`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `QueueSync` is imported by name from `vqshm.ring.sync`: it alone needs threads.
 """
 
-from vqshm.ring.chain import DescriptorChain, Reader, Walk, Writer
+from vqshm.ring.chain import DescriptorChain, Reader, Writer
 from vqshm.ring.descriptor import Descriptor, PackedDescriptor, VirtqUsedElem
 from vqshm.ring.inflight import Inflight
 from vqshm.ring.layout import SplitLayout
@@ -12,6 +12,7 @@ from vqshm.ring.split_device import AvailIter, DeviceQueue
 from vqshm.ring.split_driver import DriverQueue
 from vqshm.ring.state import QueueState
 from vqshm.ring.suppress import need_event
+from vqshm.ring.walk import Walk
 
 __all__ = [
     "AvailIter",

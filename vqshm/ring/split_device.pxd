@@ -3,7 +3,8 @@
 import cython
 
 cimport vqshm.memory.atomic as atomic
-from vqshm.ring.chain cimport DescriptorChain, Walk, new_chain, new_walk
+from vqshm.ring.chain cimport DescriptorChain, new_chain
+from vqshm.ring.walk cimport Walk, new_walk
 from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event

@@ -31,9 +31,10 @@ from vqshm.errors import (
 )
 from vqshm.memory import atomic
 from vqshm.ring import layout as ring_layout
-from vqshm.ring.chain import DescriptorChain, new_chain, new_walk
+from vqshm.ring.chain import DescriptorChain, new_chain
 from vqshm.ring.split import Half
 from vqshm.ring.suppress import need_event
+from vqshm.ring.walk import new_walk
 
 if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
@@ -56,7 +57,7 @@ class DeviceQueue(Half):
     """The device half: takes chains, returns them used.
 
     `layout`: queue size and guest addresses of the areas. `event_idx`, `indirect`: the negotiated features. `strict`:
-    see `vqshm.ring.chain`; in seed policy nothing is remembered about chains in flight either. `inflight`: where to
+    see `vqshm.ring.walk`; in seed policy nothing is remembered about chains in flight either. `inflight`: where to
     write down what is in flight, for a successor (strict policy only). Not thread-safe (`QueueSync`).
     """
 
