@@ -13,7 +13,6 @@ from vqshm.errors import InvalidState, ProtocolError
 from vqshm.host.system.liveness import ProcessId, Watch
 
 if TYPE_CHECKING:
-    from vqshm.host.coordination.slot import Slot
     from vqshm.transport import Channel, Message
 
 
@@ -24,8 +23,8 @@ class Client:
         self.channel = channel
         self.process = ProcessId(pid, 0)
         self.watch: Watch | None = None
-        self.role = ""
-        self.slot: Slot | None = None
+        self.role = ""  # none yet
+        self.device = -1  # index of the device it has a role in
         self.failed = False
         self.serial = 0  # of the request that is being answered
 

@@ -199,7 +199,7 @@ class Coordinator(Closing):
             connection.close()
             return
         if len(self._clients) >= MAX_CLIENTS:
-            silent = next((client for client in self._clients.values() if client.slot is None), None)
+            silent = next((client for client in self._clients.values() if not client.role), None)
             if silent is None:
                 connection.close()
                 return
@@ -251,10 +251,10 @@ class Coordinator(Closing):
         elif kind == "give_up":
             self._slots[self.plan.device(message["device"]).index].give_up(message["reason"])
             client.reply({"type": "ok"})
-        elif client.slot is None:
+        elif not client.role:
             raise InvalidState(f"{kind!r} before attach")
         else:
-            self._dispatch_role(client, client.slot, message)
+            self._dispatch_role(client, self._slots[client.device], message)
 
     def _dispatch_role(self, client: Client, slot: Slot, message: Message) -> None:
         kind = message["type"]
@@ -275,7 +275,7 @@ class Coordinator(Closing):
             raise ProtocolError(f"{kind!r} is not a message of the {client.role}")
 
     def _attach(self, client: Client, message: Message) -> None:
-        if client.slot is not None:
+        if client.role:
             raise InvalidState("this connection is attached already")
         slot = self._slots[self.plan.device(message["device"]).index]
         process = ProcessId(message["pid"], message["start_time"])
@@ -294,7 +294,7 @@ class Coordinator(Closing):
         except BaseException:
             watch.close()
             raise
-        client.role, client.slot, client.watch = message["role"], slot, watch
+        client.role, client.device, client.watch = message["role"], slot.plan.index, watch
         self._watched[watch.fileno()] = client
         self._poller.register(watch, select.POLLIN)
         doorbells = [bell.fileno() for bell in slot.kicks + slot.calls] if self.notify == "eventfd" else []
@@ -337,8 +337,8 @@ class Coordinator(Closing):
             if self._watched.pop(client.watch.fileno(), None) is not None:
                 self._poller.unregister(client.watch)
             client.watch.close()
-        if client.slot is not None:
-            client.slot.lost(client, detached=detached)
+        if client.role:
+            self._slots[client.device].lost(client, detached=detached)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
