@@ -153,7 +153,7 @@ def test_the_commands_in_the_tables_exist():
 
 def test_the_errors_it_names_exist():
     named = set(
-        re.findall(r"`([A-Z][A-Za-z]+)`", README.partition("## When something fails")[2].partition("## What")[0])
+        re.findall(r"`([A-Z][A-Za-z]+)`", README.partition("## When something fails")[2].partition("## What works")[0])
     )
     built_in = {"TimeoutError", "ConnectionError", "EOFError"}
     assert len(named) > 10
