@@ -246,6 +246,60 @@ def test_an_interrupted_device_takes_and_returns_every_chain_once(make_world, it
         assert world.check(requests) == tags
 
 
+class Enough(BaseException):
+    """There is nothing left to serve."""
+
+
+class Ending:
+    """A strategy of a device that ends where others would sleep."""
+
+    def wait(self, ready, arm, park, deadline):
+        if not ready() and not arm():
+            raise Enough
+        return True
+
+
+HANDLER: dict = {}
+SERVING = """
+class Handler:
+    device_id, features, config = 0x7601, 0, b""
+    def __init__(self):
+        self.handled = []
+    def handle(self, chain):
+        word = chain.reader().read()
+        self.handled.append((word, chain.replayed))
+        return chain.writer().write(word)
+"""
+exec(compile(SERVING, "<handler>", "exec"), HANDLER)
+
+
+@pytest.mark.fault("D19")
+@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_what_an_interrupted_server_had_taken_it_serves_when_it_is_called_again(make_world, twice):
+    """In the handler, in front of it, behind it: at any bytecode."""
+    world = make_world()
+    world.device.strategy = Ending()
+    files = DEVICE_FILES | {"<handler>"}
+    for number, interrupter in enumerate(runs(world, files)):
+        handler = HANDLER["Handler"]()
+        tags = [b"%d" % number for number in range(3)]
+        requests = [world.driver.submit([tag], [16], tag=tag) for tag in tags]
+        world.driver.kick()
+        world.driver.arm()
+        second = Interrupter(1 + number * 7 % 50 if twice else 1 << 30, files)
+        for each in (interrupter, second, contextlib.nullcontext()):
+            with contextlib.suppress(Enough), each:
+                world.device.serve(handler)
+        assert world.driver.calls[0].wait(0), interrupter.where
+        words = [word for word, _ in handler.handled]
+        assert list(dict.fromkeys(words)) == tags, interrupter.where
+        again = [replayed for place, (word, replayed) in enumerate(handler.handled) if word in words[:place]]
+        assert all(again), interrupter.where
+        assert sum(replayed for _, replayed in handler.handled) <= 1 + twice, interrupter.where
+        assert list(world.driver.completed(0)) == requests, interrupter.where
+        assert world.check(requests) == tags
+
+
 @pytest.mark.fault("D19")
 def test_what_a_dead_device_had_taken_comes_again_even_if_its_coming_is_interrupted():
     layout = SplitLayout.at(0x1000, SIZE)

@@ -49,6 +49,7 @@ class Device(DeviceRole):
         self.ports: list[DevicePort] = []
         self._by_queue: dict[DeviceQueue, DevicePort] = {}
         self._next: DescriptorChain | None = None  # taken, and not handed out yet
+        self._served: DescriptorChain | None = None  # by `serve`, and not returned yet
         self._turn = 0
         super().__init__(*args, **kwargs)
 
@@ -65,6 +66,9 @@ class Device(DeviceRole):
         A handler that has `features_ok(features)` is told what each driver accepted. A chain on which the handler fails
         (an exception, more bytes reported than there is room for) is returned with 0 bytes, and the next one is served.
 
+        What is no `Exception` (Ctrl-C, or whatever else a signal handler raises) leaves this call, wherever it strikes.
+        Call it again: the chain that was being served comes first, `replayed`, unless it was returned already.
+
         Raises RuleError for a handler of another device type than the region has here.
         """
         if handler.device_id != self.plan.device_id:
@@ -80,12 +84,39 @@ class Device(DeviceRole):
                 return
             if tell is not None:
                 tell(features)
-            for chain in self:
+            self._take_up()
+            while self._await_served():
+                chain = self._served
+                assert chain is not None  # noqa: S101 - it was awaited
                 try:
                     self.complete(chain, handler.handle(chain))
                 except Exception:  # noqa: BLE001 - the chain must go back, and the log tells
                     log.exception("%r failed on %r; the chain is returned with 0 bytes", handler, chain)
                     self.complete(chain)
+                self._served = None
+
+    def _take_up(self) -> None:
+        """Have again in `_served` what an interrupted call had there, unless it was returned."""
+        chain = self._served
+        if chain is None:
+            return
+        if self._next is chain:
+            self._next = None
+        again, port = None, self._by_queue[chain.queue]
+        try:
+            again = port.again(chain.head_index)
+        except PeerViolation as error:
+            self.needs_reset(str(error), port.number)
+        self._served = again
+
+    def _await_served(self) -> bool:
+        """Have the next chain to serve in `_served`; False when the driver is gone."""
+        if self._served is None:
+            if not self._await_chain(None):
+                return False
+            self._served = self._next
+            self._next = None
+        return True
 
     def _start_queues(self) -> None:
         ports = []
@@ -93,7 +124,7 @@ class Device(DeviceRole):
             config, cells = self._queue_config(plan), self.manifest.queue(plan.index).device
             kick, call = self.kicks[plan.number], self.calls[plan.number]
             ports.append(DevicePort(self.memory, plan, config, kick, call, cells))
-        self._next = None
+        self._next = self._served = None
         self.ports = ports
         self._by_queue = {port.queue: port for port in self.ports}
         for port in ports:
@@ -113,7 +144,7 @@ class Device(DeviceRole):
 
     def _stop_queues(self) -> None:
         self._show_counts()
-        self._next = None
+        self._next = self._served = None
         self.ports.clear()
         self._by_queue.clear()
 

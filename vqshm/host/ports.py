@@ -104,6 +104,12 @@ class DevicePort(_Port[DeviceQueue]):
             self.counts["bytes_in"] += chain.readable_bytes
         return chain
 
+    def again(self, head: int) -> DescriptorChain | None:
+        """A chain that was taken, to be handled again; None if it was returned. Raises as `pop`."""
+        if self._asking:
+            self._show()
+        return None if self.queue.broken is not None else self.queue.again(head)
+
     @property
     def has_work(self) -> bool:
         """Whether `pop` would find something: a chain, or a violation to report."""

@@ -400,6 +400,17 @@ class DeviceQueue(Half):
         """Chains that `replay` has still to yield."""
         return len(self._replays)
 
+    def again(self, head: int) -> DescriptorChain | None:
+        """The chain at a head that was taken, to be handled once more, `replayed`; None if it was returned.
+
+        For whoever was interrupted, and does not know how far it came. Raises as `pop`.
+        """
+        if head < 0 or head >= self.size or self._shadow[head] == 0:
+            return None
+        chain = self.chain(head)
+        chain.replayed = True
+        return chain
+
     def __iter__(self) -> AvailIter:
         """Take the chains available at this moment, one per step. Raises as `available`."""
         return AvailIter(self)
