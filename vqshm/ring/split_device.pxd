@@ -72,8 +72,9 @@ cdef class DeviceQueue(Half):
     cpdef int resume(self) except -1
     @cython.locals(chain=DescriptorChain)
     cpdef DescriptorChain replay(self)
-    @cython.locals(chain=DescriptorChain)
     cpdef DescriptorChain again(self, Py_ssize_t head)
+    @cython.locals(chain=DescriptorChain)
+    cdef DescriptorChain _again(self, Py_ssize_t head)
     cpdef add_used(self, Py_ssize_t head, Py_ssize_t written)  # Py_ssize_t: unlike int, it refuses a float
     cpdef put_used(self, Py_ssize_t head, Py_ssize_t written)
     @cython.final

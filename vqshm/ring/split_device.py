@@ -386,8 +386,7 @@ class DeviceQueue(Half):
             return None
         last = len(self._replays) - 1
         self._replayed = self._replays[last]
-        chain = self.chain(self._replayed)
-        chain.replayed = True
+        chain = self._again(self._replayed)
         del self._replays[last]
         return chain
 
@@ -407,6 +406,9 @@ class DeviceQueue(Half):
         """
         if head < 0 or head >= self.size or self._shadow[head] == 0:
             return None
+        return self._again(head)
+
+    def _again(self, head: int) -> DescriptorChain:
         chain = self.chain(head)
         chain.replayed = True
         return chain
