@@ -195,8 +195,8 @@ class Actor:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+    def descriptors(self) -> Open:
+        return Open(self.pid)
 
     def stack(self) -> str:
         with contextlib.suppress(OSError):
@@ -265,10 +265,26 @@ def wait_until(condition, what: str) -> None:
         time.sleep(0.001)
 
 
-def descriptors() -> int:
-    """How many file descriptors this process has open, garbage apart."""
+class Open(int):
+    """How many file descriptors a process has open; where two numbers differ, pytest shows what they are of."""
+
+    def __new__(cls, pid: int | str) -> Open:
+        what = []
+        for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names only
+            with contextlib.suppress(FileNotFoundError):  # the listing's own, if it is ours
+                what.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        self = super().__new__(cls, len(what))
+        self.what = sorted(what)
+        return self
+
+    def __repr__(self) -> str:
+        return f"{int(self)} {self.what}"
+
+
+def descriptors() -> Open:
+    """What this process has open. Garbage is collected first: in the middle of a test that would close some."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names only
+    return Open("self")
 
 
 # -- a stroke at any bytecode ------------------------------------------------------------------------------------------

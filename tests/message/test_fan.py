@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import struct
 import threading
@@ -307,6 +308,32 @@ def test_senders_come_and_go_and_the_end_comes_once_all_have_left(senders):
     with pytest.raises(NoMessage, match="no sender"):
         fan.recv(0.01)  # once only: now it waits for the next one
     assert len(fan.departed) == 5
+
+
+def test_an_event_loop_hears_of_the_end_also_where_every_look_found_one_more_that_left(make_channel, monkeypatch):
+    channel = make_channel(*FOUR_IN)
+    with Fanin.attach(channel.name) as fan:
+        ends = [Sender.attach(channel.name, lane) for lane in FOUR_IN]
+        for end in ends:
+            end.send(b"here")
+        assert [fan.recv(PATIENCE) for _ in ends] == [b"here"] * 4
+        channel.coordinator.kill()  # which would answer the last goodbye, and wake us
+        watched = fan.fileno()
+        with pytest.raises(NoMessage):
+            fan.recv(0)
+        listen = fan._ears.listen
+
+        def listen_when_the_next_has_left(seconds):
+            if ends:
+                ends.pop().close()
+            return listen(seconds)
+
+        monkeypatch.setattr(fan._ears, "listen", listen_when_the_next_has_left)
+        with pytest.raises(EndOfMessages):
+            while True:
+                with contextlib.suppress(NoMessage):
+                    fan.recv(0)
+                assert select.select([watched], [], [], 0)[0], "the event loop would ask no more"
 
 
 def test_objects_travel_through_fans(make_channel):

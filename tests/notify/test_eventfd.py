@@ -11,13 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from vqshm_harness import descriptors
 
 from vqshm.errors import InvalidState, ProtocolError
 from vqshm.notify import EventFd
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def polls_readable(fd: int) -> bool:
@@ -115,11 +112,11 @@ def counting_eventfd() -> int:
 def test_anything_else_is_refused_and_closed(foreign):
     if foreign is counting_eventfd and not reports_counting_eventfds():
         pytest.skip("this kernel does not tell a counting eventfd from a plain one")
-    before = open_descriptors()
+    before = descriptors()
     fd = foreign()
     with pytest.raises(ProtocolError):
         EventFd.adopt(fd)
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 def reports_counting_eventfds() -> bool:
@@ -134,11 +131,11 @@ def test_a_number_that_is_no_descriptor_is_refused(fd):
 
 
 def test_close_is_idempotent_and_final():
-    before = open_descriptors()
+    before = descriptors()
     event = EventFd.create()
     event.close()
     event.close()
-    assert open_descriptors() == before
+    assert descriptors() == before
     for call in (event.signal, event.clear, event.wait, event.fileno):
         with pytest.raises(InvalidState):
             call()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from vqshm_harness import descriptors
 
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerGone, ProtocolError, UntrustedPeer
 from vqshm.notify import Deadline, EventFd
@@ -35,10 +36,6 @@ ATTACHED = {
 }
 LIST = {"type": "list"}
 SOON = 60  # seconds; no test waits for it
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def frame(message: object, fds: int = 0) -> bytes:
@@ -100,13 +97,13 @@ def test_descriptors_arrive_with_their_message_and_are_not_inherited(ends):
 
 def test_as_many_descriptors_as_the_kernel_allows(ends):
     ours, theirs = ends
-    before = open_descriptors()
+    before = descriptors()
     with EventFd.create() as event:
         ours.send(ATTACHED, [event.fileno()] * 253)
         received = theirs.receive()
         assert len(received.fds) == 253
         close_all(received.fds)
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 def test_a_receiver_waits_for_another_process(ends, sockets):
@@ -213,7 +210,7 @@ def test_a_peer_that_never_reads_is_dropped_and_never_blocks(ends):
 
 def test_what_is_kept_for_a_slow_peer_arrives_in_order_with_its_descriptors(ends):
     ours, theirs = ends
-    before = open_descriptors()
+    before = descriptors()
     posted = 0
     while ours.events == select.POLLIN or posted % 5:
         with EventFd.create() as event:
@@ -227,7 +224,7 @@ def test_what_is_kept_for_a_slow_peer_arrives_in_order_with_its_descriptors(ends
         ours.flush()
     assert ours.events == select.POLLIN
     assert theirs.receive_now() is None
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 def test_a_send_that_gives_up_has_sent_nothing(ends):
@@ -246,15 +243,15 @@ def test_a_send_that_gives_up_has_sent_nothing(ends):
 
 
 def test_closing_drops_the_copies_of_descriptors_that_were_never_sent(sockets):
-    before = open_descriptors()
+    before = descriptors()
     ours = Channel(sockets[0])
     with EventFd.create() as event:
         while ours.events == select.POLLIN:
             ours.post(ATTACHED, [event.fileno()])
-    assert open_descriptors() > before
+    assert descriptors() > before
     ours.close()
     sockets[1].close()
-    assert open_descriptors() == before - 2
+    assert descriptors() == before - 2
 
 
 # -- a peer that means harm --------------------------------------------------------------------------------------------
@@ -308,22 +305,22 @@ def test_an_empty_packet_is_the_end(hostile):
 )
 def test_unexpected_descriptors_are_closed(hostile, data, count):
     peer, victim = hostile
-    before = open_descriptors()
+    before = descriptors()
     with EventFd.create() as event:
         send_with(peer, data, [event.fileno()] * count)
     with pytest.raises(ProtocolError):
         victim.receive_now()
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 @pytest.mark.fault("F10")
 def test_a_side_that_expects_no_descriptors_never_opens_one(sockets):
     with Channel(sockets[1]) as server, EventFd.create() as event:
         send_with(sockets[0], frame(ATTACHED, fds=1), [event.fileno()])
-        before = open_descriptors()
+        before = descriptors()
         with pytest.raises(ProtocolError, match="lost"):
             server.receive_now()
-        assert open_descriptors() == before
+        assert descriptors() == before
 
 
 @pytest.mark.fault("F10", "E07")
@@ -331,7 +328,7 @@ def test_descriptors_above_the_limit_of_this_process_are_an_error_that_leaves_no
     peer, victim = hostile
     with EventFd.create() as event:
         send_with(peer, frame(ATTACHED, fds=2), [event.fileno()] * 2)
-        before = open_descriptors()
+        before = descriptors()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest_free = os.dup(event.fileno())
         os.close(lowest_free)
@@ -341,19 +338,19 @@ def test_descriptors_above_the_limit_of_this_process_are_an_error_that_leaves_no
                 victim.receive_now()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert open_descriptors() == before
+        assert descriptors() == before
 
 
 @pytest.mark.fault("F10")
 def test_a_stray_descriptor_of_the_wrong_type_is_refused_by_whoever_adopts_it(ends):
     ours, theirs = ends
-    before = open_descriptors()
+    before = descriptors()
     with tempfile.TemporaryFile() as file:
         ours.send(ATTACHED, [file.fileno()])
         (fd,) = theirs.receive().fds
     with pytest.raises(ProtocolError):
         EventFd.adopt(fd)
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 # -- who is there ------------------------------------------------------------------------------------------------------

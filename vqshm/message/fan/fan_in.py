@@ -282,6 +282,8 @@ class Fanin(GetWords, Fan["InLane"]):
             if over and not news:
                 self._finish()
             if late and (not news or late > ENDLESS):
+                if news:
+                    self._ears.remember_work()  # it may have been the last to leave, and nobody would ring again
                 raise self._no_message()
             late += deadline.expired
             left = deadline.remaining()
