@@ -33,7 +33,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -268,11 +268,11 @@ def wait_until(condition, what: str) -> None:
 class Open(int):
     """How many file descriptors a process has open; where two numbers differ, pytest shows what they are of."""
 
-    def __new__(cls, pid: int | str) -> Open:
+    def __new__(cls, pid: int | str) -> Self:
         what = []
-        for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names only
+        for path in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # the listing's own, if it is ours
-                what.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+                what.append(str(path.readlink()))
         self = super().__new__(cls, len(what))
         self.what = sorted(what)
         return self

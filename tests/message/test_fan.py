@@ -328,12 +328,15 @@ def test_an_event_loop_hears_of_the_end_also_where_every_look_found_one_more_tha
                 ends.pop().close()
             return listen(seconds)
 
-        monkeypatch.setattr(fan._ears, "listen", listen_when_the_next_has_left)
-        with pytest.raises(EndOfMessages):
+        def ask_for_ever():
             while True:
                 with contextlib.suppress(NoMessage):
                     fan.recv(0)
                 assert select.select([watched], [], [], 0)[0], "the event loop would ask no more"
+
+        monkeypatch.setattr(fan._ears, "listen", listen_when_the_next_has_left)
+        with pytest.raises(EndOfMessages):
+            ask_for_ever()
 
 
 def test_objects_travel_through_fans(make_channel):
