@@ -139,5 +139,5 @@ def test_a_region_in_sealed_memory_is_listed_looked_into_and_cleaned(serve, run,
     assert name in run("ls").stdout
     assert "echo0" in run("stat", name).stdout
     running.end(signal.SIGKILL)
-    assert f"removed {name}: its coordinator has ended" in run("clean").stdout
+    assert f"removed {name}: its coordinator has ended" in run("clean", name).stdout
     assert name not in run("ls").stdout

@@ -20,7 +20,7 @@ def listed(run, name: str) -> dict | None:
 def test_what_a_killed_coordinator_left_is_cleaned(serve, run, name, left, notify):
     running = serve("--device", "echo", "--notify", notify)
     assert listed(run, name)["condition"] == "alive"
-    assert f"left {name}: its coordinator runs" in run("clean").stdout
+    assert f"left {name}: its coordinator runs" in run("clean", name).stdout
 
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
     assert left()
@@ -29,7 +29,7 @@ def test_what_a_killed_coordinator_left_is_cleaned(serve, run, name, left, notif
     assert f"process {running.process.pid}, which has ended" in run("stat", name).stdout
     assert f"would remove {name}: its coordinator has ended" in run("clean", "--dry-run").stdout
     assert left()
-    assert f"removed {name}: its coordinator has ended" in run("clean").stdout
+    assert f"removed {name}: its coordinator has ended" in run("clean", name).stdout
     assert left() == []
     assert name not in run("ls").stdout
 
@@ -50,7 +50,7 @@ def test_where_others_work_on_after_their_coordinator_ended_the_name_is_only_tak
     entry = listed(run, name)
     assert (entry["condition"], entry["holders"]) == ("held", [who])
     why = f"left {name}: its coordinator has ended, but {who} work on in it; `vqshm clean --force {name}` takes"
-    assert why in " ".join(run("clean").stdout.split())
+    assert why in " ".join(run("clean", name).stdout.split())
     assert why in " ".join(run("clean", "--dry-run", name).stdout.split())
     refused = run("coordinator", name)
     assert refused.exit_code == 1

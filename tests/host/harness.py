@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from vqshm import Fanin, Fanout, Receiver, Sender
 from vqshm.devices.echo import Echo
 from vqshm.host import Coordinator, Device, Driver
 from vqshm.host.system import names
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 60  # seconds until something that must happen counts as not happening; no test waits so long
 ECHO_ID = 0x7601
+for _end in (Device, Driver, Fanin, Fanout, Receiver, Sender):  # a coordinator on a busy machine is slow, not gone
+    _end.attach.__func__.__kwdefaults__["timeout"] = PATIENCE
 BOTH = pytest.mark.parametrize("notify", ["eventfd", "semaphore"])
 _numbers = itertools.count()
 _FRAME = 1 << 16

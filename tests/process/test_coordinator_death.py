@@ -164,7 +164,7 @@ def test_a_sweep_takes_the_name_of_a_dead_coordinator_s_region_when_the_last_of_
     device, driver = region.echo(), start(pumping, region.name)
     driver.hear()
     region.coordinator.kill()
-    assert region.name not in sweep()
+    assert region.name not in sweep([region.name])
     found = look_at(region.name)
     assert found.condition is Condition.HELD
     assert not found.abandoned
@@ -174,11 +174,11 @@ def test_a_sweep_takes_the_name_of_a_dead_coordinator_s_region_when_the_last_of_
     ]
     device.freeze()
     driver.kill()
-    assert region.name not in sweep()
+    assert region.name not in sweep([region.name])
     assert [session.process.pid for session in look_at(region.name).holders] == [device.pid]
     device.kill()
     assert look_at(region.name).condition is Condition.STALE
-    assert region.name in sweep()
+    assert region.name in sweep([region.name])
     assert region.name not in names.existing()
 
 

@@ -217,7 +217,7 @@ def test_after_all_three_were_killed_the_name_is_free_at_once(start, notify):
             actor.signal(signal.SIGKILL)
         for actor in actors:
             actor.end()
-    assert name in sweep()
+    assert name in sweep([name])
     assert not list(shm.DIRECTORY.glob(f"*vqshm.{name}*"))
     assert not names.socket_path(name).exists()
 

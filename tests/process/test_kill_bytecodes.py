@@ -131,7 +131,7 @@ def test_a_coordinator_may_die_at_any_bytecode(start, step):
         elif not names.socket_path(name).exists():
             with pytest.raises((NotFound, InvalidState, CoordinatorGone)):
                 Driver.attach(name, timeout=0)
-        sweep()
+        sweep([name])
         assert not list(shm.DIRECTORY.glob(f"*vqshm.{name}*")), at
         assert not names.socket_path(name).exists(), at
         if not code:

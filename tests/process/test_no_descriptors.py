@@ -48,8 +48,8 @@ def ring(_name):
     EventFd.create().close()
 
 
-def sweep(_name):
-    names.sweep()
+def sweep(name):
+    names.sweep([name])
 
 
 CALLS = {

@@ -201,7 +201,7 @@ def test_it_is_listed_and_looked_at_and_removed_like_any_other(sealed):
     assert (found.condition, found.owner.pid) == (Condition.ALIVE, sealed.coordinator.pid)
     entry = next(entry for entry in regions.list_regions() if entry.name == sealed.name)
     assert (entry.condition, entry.devices) == ("alive", ("echo0",))
-    assert sealed.name not in sweep()
+    assert sealed.name not in sweep([sealed.name])
     assert sealed.name in regions.clean(dry_run=True).left
     sealed.coordinator.finish()
     assert traces(sealed.name) == []
@@ -215,7 +215,7 @@ def test_what_a_killed_coordinator_left_is_stale_and_swept(sealed):
     assert look_at(sealed.name).condition is Condition.STALE
     with pytest.raises(CoordinatorGone, match="vqshm clean"):
         Driver.attach(sealed.name)
-    sweep()  # or somebody else did, who runs tests beside us
+    sweep([sealed.name])
     assert traces(sealed.name) == []
 
 
@@ -271,7 +271,7 @@ def test_a_sealed_region_whose_maker_was_killed_half_way_is_never_attached_to_an
                 attach(name)
         assert look_at(name).condition is condition
         maker.kill()
-    sweep()
+    sweep([name])
     assert traces(name) == []
 
 
@@ -323,7 +323,7 @@ def test_a_paper_that_is_none_is_refused(name, tmp_path, kind):
     with pytest.raises(UntrustedPeer):
         Coordinator(name, [echo_spec()], memory="memfd")
     assert name in {entry.name for entry in regions.list_regions() if entry.condition == regions.NOT_YOURS}
-    assert name not in sweep()
+    assert name not in sweep([name])
     assert descriptors() == before
     (path.rmdir if kind == "folder" else path.unlink)()
 
