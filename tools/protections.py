@@ -108,7 +108,7 @@ def copy_of(package: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(folder: Path, tests: str, select: str) -> Outcome:
+def run(folder: Path, tests: str, select: str, patience: float = PATIENCE) -> Outcome:
     """Test the package in `folder`, on the interpreted core, until the first failure."""
     kept = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_ADDOPTS"}}
     options = ["-x", "-q", "--no-header", "--tb=no", "--timeout=40", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
@@ -122,7 +122,7 @@ def run(folder: Path, tests: str, select: str) -> Outcome:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=PATIENCE)
+        said, _ = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

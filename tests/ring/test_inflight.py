@@ -459,11 +459,14 @@ def test_a_driver_that_offers_again_what_it_has_not_got_back_harms_nobody_else()
     """More is given back in one batch than the queue holds; the device's own list stays within bounds."""
     world = World(size=2)
     world.offer()
+    world.offer()
     for round_ in range(10):
-        world.memory.write(world.layout.avail_ring + 4 + 2 * (round_ % 2), struct.pack("<H", 0))
+        head = round_ % 2  # the same one twice in a row would be one and the same return
+        world.memory.write(world.layout.avail_ring + 4 + 2 * head, struct.pack("<H", head))
         world.memory.write(world.layout.avail_ring + 2, struct.pack("<H", round_ + 1))
         chain = world.device.pop()
-        world.device.put_used(chain.head_index, 0)
+        assert chain.head_index == head
+        world.device.put_used(head, 0)
     world.publish()
-    assert area(world)[0] == (0, 1, 2, 0, 10)
-    assert area(world)[1][0][0] == 0
+    assert area(world)[0] == (0, 1, 2, 1, 10)
+    assert [entry[0] for entry in area(world)[1]] == [0, 0]
