@@ -329,6 +329,7 @@ class Interrupter:
     def _enter_frame(self, frame, _event, _arg):
         if self.struck or frame.f_code.co_filename not in self.files or frame.f_code.co_name == "__del__":
             return None  # what is raised in a finaliser Python keeps to itself
+        frame.f_trace = self._step  # first: CPython 3.12 and 3.13 arm a frame that has one
         frame.f_trace_lines = False
         frame.f_trace_opcodes = True
         return self._step

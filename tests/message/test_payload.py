@@ -221,7 +221,7 @@ def interesting(numpy):
         numpy.array(["a", "bcd"]),
         numpy.array(["2020-01-01", "NaT"], "M8[D]"),
         numpy.array([1, 2], "m8[25us]"),
-        numpy.array(["NaT"], "M8"),
+        numpy.array(["NaT"], "M8[s]"),
         numpy.array([1, 2], ">u4"),
         numpy.array([1j], "c16"),
         numpy.array([1.5], "f2"),
