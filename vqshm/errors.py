@@ -284,7 +284,10 @@ class PeerGone(VqshmError, ConnectionError):
 
 
 class RequestLost(PeerGone):
-    """The device ended before it answered this request; nobody can know whether it was handled. `facts`: pid, queue."""
+    """The device ended before it answered this request; nobody can know whether it was handled. `facts`: pid, queue.
+
+    Where devices resume: each one that took it, as often as `max_attempts` says.
+    """
 
 
 class EndOfMessages(PeerGone, EOFError):

@@ -308,7 +308,7 @@ def test_what_a_dead_device_had_taken_comes_again_even_if_its_coming_is_interrup
     memory = GuestMemory([(0x1000, region)])
     config = QueueConfig(layout)
     cells = SimpleNamespace(snapshot=lambda: {"taken": 0, "used": 0, "bytes_in": 0, "bytes_out": 0, "calls": 0})
-    plan = SimpleNamespace(number=0, inflight=SimpleNamespace(address=area))
+    plan = SimpleNamespace(number=0, inflight=SimpleNamespace(address=area), tries_in=lambda _memory: None)
     driver, dead = config.driver(memory), config.device(memory, inflight=area)
     dead.begin()
     tokens = [driver.add([(0x4000, 1 + number)]) for number in range(4)]

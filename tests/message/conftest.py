@@ -18,10 +18,11 @@ __all__ = ["make_channel", "make_region", "nursery", "pair", "start"]
 def make_channel(make_region):
     """Make a channel in a coordinator process of its own, as `open_channel` does; by default with one lane."""
 
-    def make(*lanes, size=64, buffers=1 << 18, notify="eventfd", name=None, restart="reset"):
+    def make(*lanes, size=64, buffers=1 << 18, notify="eventfd", name=None, restart="reset", attempts=None):
         queue = QueueSpec(size, buffers)
         devices = [
-            DeviceSpec(lane, VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart) for lane in lanes or ("lane",)
+            DeviceSpec(lane, VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart, max_attempts=attempts)
+            for lane in lanes or ("lane",)
         ]
         return make_region(*devices, notify=notify, name=name)
 

@@ -70,7 +70,7 @@ def test_what_is_there_is_told_before_anything_was_received(pair):
     assert receiver.qsize() == 2
     counts = receiver.counts
     assert (counts["messages"], counts["bytes"]) == (1, 1)
-    assert set(counts) == {"messages", "bytes", "calls", "calls_suppressed", "waits"}
+    assert set(counts) == {"messages", "bytes", "calls", "calls_suppressed", "waits", "undone"}
 
 
 def test_without_a_sender_there_is_no_message_and_one_may_come_later(make_channel):

@@ -67,16 +67,16 @@ def test_a_channel_is_opened_with_what_becomes_of_a_lane_whose_receiver_dies():
             assert receiver.replayed
 
 
-@pytest.mark.parametrize("restart", ["fail", "hope", None])
+@pytest.mark.parametrize("restart", ["hope", None])
 def test_a_policy_that_no_lane_has_is_refused(restart):
-    with pytest.raises(ValueError, match="reset, resume"):
+    with pytest.raises(ValueError, match="reset, resume, fail"):
         open_channel(new_name(), restart=restart)
 
 
 @pytest.mark.parametrize("attach", [Sender.attach, Receiver.attach, Fanin.attach, Fanout.attach])
 def test_a_lane_whose_messages_are_to_fail_is_refused_by_name(make_channel, attach):
     name = make_channel(restart="fail").name
-    with pytest.raises(RuleError, match="a lane can reset or resume"):
+    with pytest.raises(RuleError, match="for a lane that is resume, with max_attempts=1"):
         attach(name, timeout=1)
 
 
@@ -173,8 +173,9 @@ def test_what_a_receiver_that_left_had_not_done_is_there_before_anything_is_aske
         wait_until(receiver.qsize, "it hears of the sender")
         assert receiver.qsize() == 5
         assert not receiver.empty()
-        assert receiver.recv_many(9, PATIENCE) == [b"0", b"1", b"2"]
-        assert receiver.replayed
+        for again in (b"0", b"1", b"2"):  # one by one
+            assert receiver.recv_many(9, PATIENCE) == [again]
+            assert receiver.replayed
         assert receiver.recv_many(9, PATIENCE) == [b"3", b"4"]
         assert not receiver.replayed
 

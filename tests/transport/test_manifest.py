@@ -58,7 +58,7 @@ def test_the_fields_lie_where_the_table_says(memory):
         return int.from_bytes(memory[offset : offset + size], "little")
 
     assert bytes(memory[:5]) == b"VQSHM"
-    assert [number(offset, 4) for offset in (8, 12, 16, 20)] == [1, 128, PLAN.manifest_bytes, PLAN.cells_at]
+    assert [number(offset, 4) for offset in (8, 12, 16, 20)] == [2, 128, PLAN.manifest_bytes, PLAN.cells_at]
     assert number(24, 8) == PLAN.total_bytes == len(memory)
     assert [number(offset, 4) for offset in (32, 36, 40, 44)] == [3, 3, 1, 0]
     assert [number(48, 8), number(56, 8)] == [4711, 2**40]
@@ -122,7 +122,7 @@ def test_without_magic_it_is_half_made(memory):
     [
         (changed(0, b"\1"), "magic"),
         (changed(0, bytes(reversed(MAGIC.to_bytes(8, "little")))), "byte order"),
-        (changed(8, b"\2"), "version"),
+        (changed(8, b"\1"), "version"),
         (changed(12, b"\1"), "version"),
         (changed(24, b"\1"), "claims"),
         (changed(24, b"\xff" * 8), "claims"),

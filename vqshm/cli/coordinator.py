@@ -23,6 +23,7 @@ from vqshm.host import Coordinator, Hints, MemoryKind
 from vqshm.host.coordination.ground import MEMORY_KINDS
 from vqshm.host.system.names import socket_path
 from vqshm.host.system.shm import DIRECTORY, object_name
+from vqshm.ring.tries import MOST
 from vqshm.transport import DeviceSpec, QueueSpec
 from vqshm.transport.planning import RESTARTS, Restart
 from vqshm.transport.status import State
@@ -122,6 +123,11 @@ class DeviceOption(WantedType):
     show_default=True,
     help="When a device process dies: its driver resets, a new process resumes, or what was in flight fails.",
 )
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1, MOST),
+    help="With --restart resume: how often a chain is handed out, if not until it is done.",
+)
 @click.pass_context
 def coordinator(
     ctx: click.Context,
@@ -137,6 +143,7 @@ def coordinator(
     lock: bool,
     numa_node: int | None,
     restart: Restart,
+    max_attempts: int | None,
 ) -> None:
     """Make the region NAME (default: demo), and serve it until Ctrl-C or SIGTERM; then remove it.
 
@@ -148,8 +155,17 @@ def coordinator(
     hints = Hints(huge_pages, lock, numa_node)
     if (memory, notify) == ("memfd", "semaphore"):
         raise click.UsageError("a region without a name has no semaphores: --memory memfd needs --notify eventfd")
+    if max_attempts is not None and restart != "resume":
+        raise click.UsageError("nothing is attempted twice but with --restart resume: --max-attempts needs it")
     specs = [
-        DeviceSpec(device.name, KINDS[device.kind].device_id, (queue,) * queues, restart=restart) for device in wanted
+        DeviceSpec(
+            device.name,
+            KINDS[device.kind].device_id,
+            (queue,) * queues,
+            restart=restart,
+            max_attempts=max_attempts,
+        )
+        for device in wanted
     ]
     with noted_signals() as (noted, stop):
         with _Watched(name, specs, notify=notify, memory=memory, hints=hints) as region:  # type: ignore[arg-type]  # click.Choice said so

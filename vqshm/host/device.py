@@ -141,6 +141,13 @@ class Device(DeviceRole):
             self.needs_reset(str(error), port.number)
         else:
             log.info("%s goes on: %d chains were in flight", port.queue.name, count)
+            if port.queue.given_up:
+                log.warning(
+                    "%s: %d chains were given up: handed out %d times, and nobody lived to return them",
+                    port.queue.name,
+                    port.queue.given_up,
+                    self.plan.max_attempts,
+                )
 
     def _stop_queues(self) -> None:
         self._show_counts()

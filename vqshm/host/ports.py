@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from vqshm.errors import RequestLost
 from vqshm.host.request import Lease, Request
 from vqshm.ring import DeviceQueue, DriverQueue
+from vqshm.transport.cells import count_on, plausible
 
 if TYPE_CHECKING:
     from vqshm.memory import BufferPool, GuestMemory
@@ -63,7 +65,8 @@ class DevicePort(_Port[DeviceQueue]):
         cells: DeviceCounters,
     ) -> None:
         inflight = None if plan.inflight is None else plan.inflight.address
-        super().__init__(plan.number, config.device(memory, inflight=inflight), kick, call, cells)
+        queue = config.device(memory, inflight=inflight, tries=plan.tries_in(memory))
+        super().__init__(plan.number, queue, kick, call, cells)
         self.taking = False  # a chain is on its way from the ring to whoever called `pop`, who clears this
         self._before = self._left = 0  # next_avail and replays when that began
         self._asking = False  # a chain was returned, and whether the driver must be called is being asked
@@ -76,8 +79,10 @@ class DevicePort(_Port[DeviceQueue]):
 
     def resume(self) -> int:
         """Go on where a dead device stopped: how many chains come again. Raises as `DeviceQueue.resume`."""
-        self.counts.update(self._cells.snapshot())
+        shown = {name: plausible(count) for name, count in self._cells.snapshot().items()}
         count = self.queue.resume()
+        used = count_on(shown["used"], self.queue.next_used)
+        self.counts.update(shown, used=used, taken=used + count, undone=self.queue.undone)
         self.call_bell.signal()  # it may have died between showing a chain and calling for it
         return count
 
@@ -100,7 +105,7 @@ class DevicePort(_Port[DeviceQueue]):
         self.taking = True
         chain = self.queue.replay() or self.queue.pop()
         if chain is not None:
-            self.counts["taken"] += 1
+            self.counts["taken"] += not chain.replayed
             self.counts["bytes_in"] += chain.readable_bytes
         return chain
 
@@ -179,6 +184,7 @@ class DriverPort(_Port[DriverQueue]):
         self._leaving = False  # an answer is being moved out of the ring
         self._news = False  # chains were offered of which the device was not told
         self._asking = False  # the ring is being asked whether it wants to be told; it answers yes only once
+        self._undone = plan.undone_in(memory)
         self._memory = memory
 
     def submit(
@@ -218,6 +224,8 @@ class DriverPort(_Port[DriverQueue]):
         request.offered_at = time.perf_counter()
         self.in_flight[request.token] = request
         self._news = True
+        if self._undone is not None:
+            self._undone.clear(request.token)
         self.queue.add(readable, writable)
         self._entering = None
         self.counts["added"] += 1
@@ -272,6 +280,11 @@ class DriverPort(_Port[DriverQueue]):
         request = self.in_flight.get(token)
         if request is not None:  # else an interrupted call has moved it already
             request.written = queue.written
+            if self._undone is not None and self._undone.says(token):
+                request.error = RequestLost(
+                    f"{queue.name}: every device that took this request ended before it answered; it was given up",
+                    queue=self.number,
+                )
             request.done = True
             (private if request.private else returned)[request] = None
             del self.in_flight[token]

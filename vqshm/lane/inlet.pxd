@@ -19,8 +19,7 @@ cdef class Inlet(DeviceQueue):
     cdef readonly Pace pace
     cdef public Bed bed
     cdef public bint ready
-    cdef readonly bint replayed
-    cdef readonly int epoch, lent
+    cdef readonly int attempts, epoch, lent
     cdef public long long messages, bytes_in, calls, calls_suppressed, waits
     cdef long long _shown
     cdef int _held, _most_held
@@ -66,7 +65,7 @@ cdef class Loan:
     cdef DescriptorChain _chain
     cdef Lent _lent
     cdef object _view
-    cdef readonly bint replayed
+    cdef readonly int attempts
 
     @cython.locals(inlet=Inlet, count=Py_ssize_t)
     cpdef reply(self, object data)

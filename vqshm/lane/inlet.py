@@ -68,6 +68,7 @@ class Inlet(DeviceQueue):
         "_orphans",
         "_shown",
         "_waiting",
+        "attempts",
         "bed",
         "bell",
         "bytes_in",
@@ -79,7 +80,6 @@ class Inlet(DeviceQueue):
         "messages",
         "pace",
         "ready",
-        "replayed",
         "waits",
     )
 
@@ -106,7 +106,7 @@ class Inlet(DeviceQueue):
         self._held = self._held_bytes = 0  # given back since the driver was last told
         self._orphans: list[tuple[int, int, int, Lent]] = []  # lent, and nobody will give them back: see `Loan`
         self.lent = 0  # messages that are lent out
-        self.replayed = False  # the last message came again: a receiver that died had taken it; see `ResumingInlet`
+        self.attempts = 1  # for which time the last message was received, over deaths; see `ResumingInlet`
         self.epoch = 0  # restarts so far
         self.bell = bell
         self.keeper = keeper
@@ -126,6 +126,11 @@ class Inlet(DeviceQueue):
         self.epoch += 1
         self.broken = None
         self.ready = True
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the last message came again: a receiver that died had taken it; see `ResumingInlet`."""
+        return self.attempts > 1
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
@@ -178,7 +183,7 @@ class Inlet(DeviceQueue):
         loan._chain = None
         loan._view = None
         loan._written = loan._room = loan._answer = 0
-        loan.replayed = self.replayed
+        loan.attempts = self.attempts
         if self.single and not self.writable:
             length = self.length
             loan._lent = new_lent(self._window, self.addr - self._low, length, readonly=True)
@@ -355,12 +360,12 @@ class Inlet(DeviceQueue):
 class Loan:
     """A message that is looked at in place. A context manager; see `Inlet.recv_view`.
 
-    `replayed`: it may have been received before, by a receiver that died; see `ResumingInlet`.
+    `attempts`: for which time it was received; see `ResumingInlet`.
     """
 
     __slots__ = (
         *("_answer", "_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_room", "_view", "_written"),
-        "replayed",
+        "attempts",
     )
 
     _inlet: Inlet | None
@@ -373,7 +378,12 @@ class Loan:
     _written: int
     _lent: Lent
     _view: memoryview | None
-    replayed: bool
+    attempts: int
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it may have been received before, by a receiver that died."""
+        return self.attempts > 1
 
     @property
     def view(self) -> memoryview:

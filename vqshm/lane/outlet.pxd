@@ -8,8 +8,9 @@ from vqshm.memory.lent cimport Lent, new_lent
 from vqshm.notify.eventfd cimport ring
 from vqshm.notify.spin cimport Pace
 from vqshm.ring.split_driver cimport DriverQueue
+from vqshm.ring.tries cimport Undone
 
-cdef int _IDX, _WRITE, _BATCH, _SHOW_EVERY, _WAITING, _FORGOTTEN
+cdef int _IDX, _WRITE, _BATCH, _SHOW_EVERY, _WAITING, _FORGOTTEN, _LOST
 
 
 @cython.final
@@ -28,6 +29,7 @@ cdef class Outlet(DriverQueue):
     cdef unsigned short[::1] _slot
     cdef dict _answers
     cdef list _orphans
+    cdef Undone _undone
     cdef bint _waiting
 
     cpdef send(self, object data, object timeout=*)
@@ -62,7 +64,8 @@ cdef class Outlet(DriverQueue):
     cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
     cpdef collect(self)
     cdef bint _look(self) except -1
-    cdef bint _is_awaited(self, int slot) except -1
+    @cython.locals(lost=bint)
+    cdef bint _is_awaited(self, int head, int slot) except -1
 
 
 @cython.final

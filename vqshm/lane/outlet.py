@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
-from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RuleError, VqshmError
+from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RequestLost, RuleError, VqshmError
 from vqshm.lane.keeper import ALONE
 from vqshm.memory import atomic
 from vqshm.memory.address import align_up
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
     from vqshm.ring.layout import SplitLayout
+    from vqshm.ring.tries import Undone
 
 _IDX = ring_layout.IDX
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _SHOW_EVERY = 4096  # messages
 _WAITING = -1  # the state of a call: no answer yet
 _FORGOTTEN = -2  # no answer yet, and nobody waits for it any more
+_LOST = -3  # the device gave the call up
 _LARGEST = (1 << 32) - GRAIN  # bytes of an arena: a descriptor's length has 32 bits
 _BATCH = 31  # a `send_many` publishes whenever so many bits of its count are 0: every 32 messages
 
@@ -64,6 +66,7 @@ class Outlet(DriverQueue):
         "_bytes",
         "_orphans",
         "_slot",
+        "_undone",
         "_unshown",
         "_waiting",
         "_window",
@@ -91,9 +94,11 @@ class Outlet(DriverQueue):
         keeper: OutletKeeper = ALONE,
         *,
         event_idx: bool = True,
+        undone: Undone | None = None,
         name: str = "lane",
     ) -> None:
         super().__init__(memory, layout, event_idx=event_idx, name=name)
+        self._undone = undone  # where the device says which calls it gave up, if it may
         self._base, count = area
         self._window = Region(memory.view(self._base, count))
         self._bytes = atomic.span_of(self._window)
@@ -183,7 +188,7 @@ class Outlet(DriverQueue):
     def call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> bytes:
         """Send a message and return the answer to it, of at most `answer_bytes` bytes (1 or more).
 
-        Raises as `send`; NoMessage if there is no answer in `timeout` seconds.
+        Raises as `send`; NoMessage if there is no answer in `timeout` seconds, RequestLost if it was given up.
         """
         call = self.start_call(data, answer_bytes, timeout)
         try:
@@ -219,6 +224,8 @@ class Outlet(DriverQueue):
             head = self.add_pair(self._base + offset, count, answer, answer_bytes)
         else:
             head = self.add_one(answer, answer_bytes, _WRITE)
+        if self._undone is not None:
+            self._undone.clear(head)
         self._slot[head] = slot
         self._answers[slot] = _WAITING
         self.calls += 1
@@ -247,7 +254,7 @@ class Outlet(DriverQueue):
             if state is None:
                 raise InvalidState(f"{self.name} was reset while a call waited for its answer")
             written: int = state
-            if written >= 0:
+            if written >= 0 or written == _LOST:
                 return written
             if deadline is None:
                 seen = (timeout is None or timeout > 0) and self._look()
@@ -260,7 +267,7 @@ class Outlet(DriverQueue):
     def _forget_call(self, slot: int) -> None:
         """Nobody waits for this answer any more."""
         written = self._answers.get(slot, _FORGOTTEN)
-        if written >= 0:
+        if written >= 0 or written == _LOST:
             del self._answers[slot]
             self.calls -= 1
             self.arena.give(slot)
@@ -346,7 +353,7 @@ class Outlet(DriverQueue):
         count = 0
         head = self.reap_head()
         while head >= 0:
-            if self.calls == 0 or not self._is_awaited(self._slot[head]):
+            if self.calls == 0 or not self._is_awaited(head, self._slot[head]):
                 self.arena.give(self._slot[head])
             count += 1
             head = self.reap_head()
@@ -368,11 +375,12 @@ class Outlet(DriverQueue):
                     self.reserved -= 1
                     self.arena.give(slot)
 
-    def _is_awaited(self, slot: int) -> bool:
+    def _is_awaited(self, head: int, slot: int) -> bool:
         """Whether this is the answer to a call, and somebody waits for it: then its room is still needed."""
         state = self._answers.get(slot)
         if state == _WAITING:
-            self._answers[slot] = self.written
+            lost = self._undone is not None and self.written == 0 and self._undone.says(head)
+            self._answers[slot] = _LOST if lost else self.written
             return True
         if state == _FORGOTTEN:
             del self._answers[slot]
@@ -478,7 +486,8 @@ class Call:
     def answer(self, timeout: float | None = None) -> bytes:
         """The answer, once. Raises NoMessage if it is not there in `timeout` seconds: ask again, or `forget` it.
 
-        InvalidState when it was taken or forgotten, or the lane was reset; else as `Outlet.send`.
+        InvalidState when it was taken or forgotten, or the lane was reset, RequestLost if it was given up; else as
+        `Outlet.send`.
         """
         outlet = self._outlet
         if outlet is None:
@@ -491,6 +500,9 @@ class Call:
         self._outlet = None
         outlet.calls -= 1
         del outlet._answers[self._slot]
+        if written == _LOST:
+            outlet.arena.give(self._slot)
+            raise RequestLost(f"{outlet.name}: whoever received this call ended before answering; it was given up")
         reply = atomic.copy(outlet._bytes, self._offset, written)
         outlet.arena.give(self._slot)
         return reply

@@ -11,7 +11,7 @@ cdef class ResumingInlet(Inlet):
 
     cpdef int available(self) except -1
     cpdef bytes recv(self, object timeout=*)
-    @cython.locals(messages=list, again=Py_ssize_t, count=Py_ssize_t, enough="long long")
+    @cython.locals(messages=list, count=Py_ssize_t, enough="long long")
     cpdef list recv_many(self, Py_ssize_t limit, object timeout=*)
     @cython.locals(head=int)
     cpdef Loan recv_view(self, object timeout=*)

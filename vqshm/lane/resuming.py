@@ -13,8 +13,9 @@ So at every instant each message is in one of three states, of which used.idx an
     taken, not done     a successor receives it again, `replayed`: nobody knows what was done with it before
     done                nobody receives it again
 
-What was taken comes first, in the order of taking. A message is received at least once, and a second time only after a
-death, and flagged. That costs some 100 nanoseconds a message: each is shown to the sender on its own.
+What was taken comes first, in the order of taking, one by one. A message is received at least once, and a second time
+only after a death, and flagged; where there is a limit, only so often (`ring/tries`), then it goes back undone. That
+costs some 100 nanoseconds a message: each is shown to the sender on its own.
 """
 
 from __future__ import annotations
@@ -34,15 +35,28 @@ if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
     from vqshm.ring.layout import SplitLayout
+    from vqshm.ring.tries import Tries
 
 
 class ResumingInlet(Inlet):
-    """An inlet with an in-flight area at guest address `area`; `options` are those of an `Inlet`."""
+    """An inlet with an in-flight area at guest address `area`; `options` are those of an `Inlet`.
+
+    `tries`: where to count how often each message was received.
+    """
 
     __slots__ = ("_last",)
 
-    def __init__(self, memory: Memory, layout: SplitLayout, bell: Notifier, area: int, **options: Any) -> None:
-        super().__init__(memory, layout, bell, inflight=Inflight(memory, area, layout.size), **options)
+    def __init__(
+        self,
+        memory: Memory,
+        layout: SplitLayout,
+        bell: Notifier,
+        area: int,
+        *,
+        tries: Tries | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(memory, layout, bell, inflight=Inflight(memory, area, layout.size, tries), **options)
         self._last: list[int] = []  # heads of the messages that were received last, and are not done with
         self._most_held = 1  # a view that is given back is done with: that is shown at once
 
@@ -54,6 +68,7 @@ class ResumingInlet(Inlet):
     def take_over(self, event_idx: bool, indirect: bool) -> int:
         """Go on where another receiver stopped, with these features: how many messages come again.
 
+        What was received as often as may be is given up, and the sender is to be called.
         Raises InvalidInflight, InvalidUsedRingIndex for what no receiver leaves behind.
         """
         self._forget(event_idx, indirect)
@@ -63,7 +78,7 @@ class ResumingInlet(Inlet):
         Inlet.restart(self, event_idx, indirect)
         self._last.clear()
         self._replays.clear()
-        self.replayed = False
+        self.attempts = 1
 
     def available(self) -> int:
         """Messages that can be received now, those that come again among them."""
@@ -77,14 +92,13 @@ class ResumingInlet(Inlet):
         return self._take_bytes()
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
-        """As `Inlet.recv_many`; either all of them are `replayed` or none."""
+        """As `Inlet.recv_many`; a message that comes again comes alone."""
         if limit < 1:
             raise ValueError(f"cannot receive {limit} messages: at least 1")
         self._begin(timeout)
         messages: list[bytes] = []
         enough = self.bytes_in + self.limit
-        again = len(self._replays)
-        count = min(limit, again if again > 0 else self._look())
+        count = 1 if self._replays else min(limit, self._look())
         try:
             while count > 0 and self.bytes_in < enough:
                 messages.append(self._take_bytes())
@@ -135,10 +149,10 @@ class ResumingInlet(Inlet):
         if self._replays:
             head: int = self._replays[len(self._replays) - 1]
             self.single = self._fetch(head)
-            self.replayed = True
+            self.attempts = self._attempt(head)
             self._replays.pop()
             return head
-        self.replayed = False
+        self.attempts = 1
         return self.pop_single()
 
     def _take_bytes(self) -> bytes:

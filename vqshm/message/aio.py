@@ -149,6 +149,11 @@ class AsyncReceiver(_AsyncEnd[Receiver | Fanin]):
         """As `Receiver.replayed`: of what this task received last, until it awaits something."""
         return self.end.replayed
 
+    @property
+    def attempts(self) -> int:
+        """As `Receiver.attempts`, and as `replayed`."""
+        return self.end.attempts
+
     def done(self) -> None:
         """As `Receiver.done`."""
         self.end.done()

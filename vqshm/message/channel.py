@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final
 
 from vqshm import spec
 from vqshm.errors import NotFound, RuleError
@@ -19,7 +19,7 @@ from vqshm.host.coordination.launcher import START_TIMEOUT
 from vqshm.host.system import names
 from vqshm.host.system.pages import NO_HINTS
 from vqshm.transport import DeviceSpec, QueueSpec
-from vqshm.transport.planning import MAX_DEVICES
+from vqshm.transport.planning import MAX_DEVICES, RESTARTS
 
 if TYPE_CHECKING:
     from vqshm.host.coordination.ground import MemoryKind
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from vqshm.host.system.pages import Hints
     from vqshm.notify.notifier import Kind
     from vqshm.transport import DevicePlan
-
-LaneRestart = Literal["reset", "resume"]
+    from vqshm.transport.planning import Restart
 
 ONLY_LANE: Final = "lane"
 _LANE: Final = re.compile(r"s(\d+)r(\d+)")
@@ -44,7 +43,8 @@ def open_channel(
     notify: Kind = "eventfd",
     memory: MemoryKind = "named",
     hints: Hints = NO_HINTS,
-    restart: LaneRestart = "reset",
+    restart: Restart = "reset",
+    max_attempts: int | None = None,
     timeout: float | None = START_TIMEOUT,
 ) -> Launched:
     """Make a channel, and return when it can be attached to. A context manager; leaving it removes the channel.
@@ -52,19 +52,25 @@ def open_channel(
     `size`: messages in flight per lane, a power of two. `buffer_bytes`: bytes in flight per lane; no message can be
     larger. `memory`, `hints`: as of `Coordinator`. `restart`: what becomes of a lane when its receiver leaves or dies:
     "reset", its sender hears PeerGone, and `reset` tells how many messages are lost; "resume", it notices nothing but a
-    delay, and the next receiver goes on (see `receiver`), at some 100 nanoseconds a message.
+    delay, and the next receiver goes on (see `receiver`), at some 100 nanoseconds a message; "fail", the next receiver
+    goes on as well, but with what the last one had not taken: the rest it gives up. `max_attempts`: how often a message
+    is received before it is given up; None, until it is done; "fail" is "resume" with 1.
 
     Raises ValueError for more than 64 lanes, and what `launch` raises.
     """
-    if restart not in get_args(LaneRestart):
-        raise ValueError(f"restart is one of {', '.join(get_args(LaneRestart))}, not {restart!r}")
+    if restart not in RESTARTS:
+        raise ValueError(f"restart is one of {', '.join(RESTARTS)}, not {restart!r}")
+    if restart == "fail":
+        if max_attempts not in {None, 1}:
+            raise ValueError(f"where receivers fail, a message is received once, not {max_attempts} times")
+        restart, max_attempts = "resume", 1
     if senders < 1 or receivers < 1 or senders * receivers > MAX_DEVICES:
         raise ValueError(f"a channel has 1 to {MAX_DEVICES} lanes, not {senders} x {receivers}")
     queue = QueueSpec(size, buffer_bytes)
     return launch(
         name,
         [
-            DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart)
+            DeviceSpec(lane, spec.VQSHM_ID_LANE, (queue,), config_bytes=0, restart=restart, max_attempts=max_attempts)
             for lane in lane_names(senders, receivers)
         ],
         notify=notify,
@@ -103,4 +109,6 @@ def check_is_lane(region: str, device: DevicePlan) -> None:
     if device.device_id != spec.VQSHM_ID_LANE or len(device.queues) != 1:
         raise RuleError(f"{region}/{device.name} is of device type {device.device_id:#x}, no lane")
     if device.restart == "fail":
-        raise RuleError(f"{region}/{device.name} is to fail when its receiver ends; a lane can reset or resume")
+        raise RuleError(
+            f"{region}/{device.name} is to fail when its receiver ends; for a lane that is resume, with max_attempts=1"
+        )

@@ -20,6 +20,10 @@ message is *done* when whoever received it asks for the next one, or says `done`
 it is given back. What was received and was not done comes again, first of all and in its old order, and `replayed` says
 so: its effects may be there already, wholly or in part. A `with` block that is left by an exception has not done the
 last message.
+
+A message that kills whoever receives it comes again and again, alone; `attempts` says for which time. Put it aside
+yourself when that is too many (`done` says that you have it), or open the channel with `max_attempts`: then it is given
+up, which is logged and counted (`counts["undone"]`, on both sides), and a `call` ends with RequestLost.
 """
 
 from __future__ import annotations
@@ -45,12 +49,14 @@ from vqshm.lane.resuming import ResumingInlet
 from vqshm.message.channel import check_is_lane
 from vqshm.message.ends import End
 from vqshm.message.words import GetWords
+from vqshm.transport.cells import count_on, plausible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vqshm.lane.inlet import Loan
     from vqshm.notify import Deadline
+    from vqshm.transport import DeviceCounters
 
 
 class Receiver(GetWords, End):
@@ -105,7 +111,7 @@ class Receiver(GetWords, End):
     def recv_many(self, limit: int, timeout: float | None = None) -> list[bytes]:
         """1 to `limit` messages: all that are there, after waiting for the first. Raises as `recv`.
 
-        Where receivers resume, either all of them are `replayed` or none, and they are done all together.
+        Where receivers resume, they are done all together, but what is `replayed` comes alone.
         """
         return self._inlet.recv_many(limit, timeout)
 
@@ -136,6 +142,11 @@ class Receiver(GetWords, End):
         """
         return self._inlet.replayed
 
+    @property
+    def attempts(self) -> int:
+        """For which time the last message was received, by whatever receiver; 1 if it is not `replayed`."""
+        return self._inlet.attempts
+
     def done(self) -> None:
         """What was received as bytes is done with: the sender has its room back now, and none of it comes again.
 
@@ -159,7 +170,10 @@ class Receiver(GetWords, End):
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was received so far, and what it took: messages, bytes, calls, calls_suppressed, waits."""
+        """What was received so far, and what it took: messages, bytes, calls, calls_suppressed, waits.
+
+        And undone: messages of this session, its earlier receivers' too, that were given up after `max_attempts`.
+        """
         inlet = self._inlet
         return {
             "messages": inlet.messages,
@@ -167,6 +181,7 @@ class Receiver(GetWords, End):
             "calls": inlet.calls,
             "calls_suppressed": inlet.calls_suppressed,
             "waits": inlet.waits,
+            "undone": inlet.undone,
         }
 
     # -- what the inlet asks for ---------------------------------------------------------------------------------------
@@ -318,6 +333,8 @@ class LaneDevice(DeviceRole):
         self._inlet: Inlet | None = None
         self._runs = False
         self._spoilt: PeerViolation | None = None
+        self._used = 0  # given back in this session
+        self._before: dict[str, int] = {}  # the other counters when it began, or was resumed
         super().__init__(*args, **kwargs)
         try:
             check_is_lane(self.region, self.plan)
@@ -335,7 +352,10 @@ class LaneDevice(DeviceRole):
             if queue.inflight is None:
                 self._inlet = Inlet(*place, area_bytes=room, limit=room, name=name)
             else:
-                self._inlet = ResumingInlet(*place, queue.inflight.address, area_bytes=room, limit=room, name=name)
+                tries = queue.tries_in(self.memory)
+                self._inlet = ResumingInlet(
+                    *place, queue.inflight.address, tries=tries, area_bytes=room, limit=room, name=name
+                )
             self._inlet.ready = False
         return self._inlet
 
@@ -352,11 +372,15 @@ class LaneDevice(DeviceRole):
         if self.resumed and isinstance(inlet, ResumingInlet):
             try:
                 log.info("%s goes on: %d messages come again", inlet.name, inlet.take_over(*ring))
+                if inlet.given_up:
+                    words = "%s: %d messages were given up: received %d times, and nobody lived to be done with them"
+                    log.warning(words, inlet.name, inlet.given_up, self.plan.max_attempts)
             except PeerViolation as error:
                 self._spoilt = error
             self.calls[0].signal()  # the other receiver may have died between showing what it gave back and calling
         else:
             inlet.restart(*ring)
+        self._begin_counts()
         if inlet.ready:
             inlet.disable_notification()
 
@@ -376,13 +400,23 @@ class LaneDevice(DeviceRole):
 
     def show_counts(self) -> None:
         """Write the counters where `vqshm stat` reads them."""
-        cells, inlet = self.manifest.queue(self.plan.queues[0].index).device, self.inlet
-        cells.taken = inlet.messages
-        cells.used = inlet.messages - inlet.lent
-        cells.calls = inlet.calls
-        cells.calls_suppressed = inlet.calls_suppressed
-        cells.bytes_in = inlet.bytes_in
-        cells.waits = inlet.waits
+        cells, inlet = self._cells, self.inlet
+        self._used = cells.used = count_on(self._used, inlet.next_used)
+        cells.taken = self._used + ((inlet.next_avail - inlet.next_used) & 0xFFFF)
+        for name, before in self._before.items():
+            setattr(cells, name, before + getattr(inlet, name))
+        cells.undone = inlet.undone
+
+    def _begin_counts(self) -> None:
+        """Count from 0, or from where another receiver of this session stopped."""
+        inlet, names = self.inlet, ("calls", "calls_suppressed", "bytes_in", "waits")
+        shown = self._cells.snapshot() if self.resumed else dict.fromkeys((*names, "used"), 0)
+        self._used = plausible(shown["used"])
+        self._before = {name: plausible(shown[name]) - getattr(inlet, name) for name in names}
+
+    @property
+    def _cells(self) -> DeviceCounters:
+        return self.manifest.queue(self.plan.queues[0].index).device
 
     def _leave(self) -> None:
         if self._runs:

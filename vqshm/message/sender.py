@@ -12,7 +12,8 @@ than it must. What waits, and what knows of processes, is here.
 
 When its receiver leaves or dies, a sender that waits gets PeerGone. On a channel that was opened with
 `restart="resume"` it waits for the next receiver instead, up to its deadline, and all that is out stays out: messages,
-reservations, calls.
+reservations, calls. A message that kills one receiver after the other may be given up there, see `open_channel`: if it
+was a call, that ends with RequestLost; else only `counts["undone"]` tells.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vqshm.lane.outlet import Call, Reservation
+    from vqshm.ring.tries import Undone
 
 _SHORT_SLEEP: Final = 0.002  # seconds: how long half of the messages are waited for, before one is enough
 
@@ -95,7 +97,7 @@ class Sender(PutWords, End):
     def call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> bytes:
         """Send a message and return the answer to it, of at most `answer_bytes` bytes (1 or more).
 
-        Raises as `send`; NoMessage if there is no answer in `timeout` seconds.
+        Raises as `send`; NoMessage if there is no answer in `timeout` seconds, RequestLost if it was given up.
         """
         return self._outlet.call(data, answer_bytes, timeout)
 
@@ -155,7 +157,10 @@ class Sender(PutWords, End):
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was sent so far, and what it took: messages, bytes, kicks, kicks_suppressed, waits."""
+        """What was sent so far, and what it took: messages, bytes, kicks, kicks_suppressed, waits.
+
+        And undone: those of them that receivers gave up after `max_attempts`.
+        """
         outlet = self._outlet
         return {
             "messages": outlet.messages,
@@ -163,6 +168,7 @@ class Sender(PutWords, End):
             "kicks": outlet.kicks,
             "kicks_suppressed": outlet.kicks_suppressed,
             "waits": outlet.waits,
+            "undone": self._driver.undone,
         }
 
     # -- what the outlet asks for --------------------------------------------------------------------------------------
@@ -239,6 +245,9 @@ class LaneDriver(DriverRole):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._outlet: Outlet | None = None
         self.lost = 0  # messages in flight when the device had let go, over resets
+        self._given_up: Undone | None = None
+        self._undone = 0  # given up in earlier sessions
+        self._before: dict[str, int] = {}  # the outlet's counters when this session began
         super().__init__(*args, **kwargs)
         try:
             check_is_lane(self.region, self.plan)
@@ -259,15 +268,17 @@ class LaneDriver(DriverRole):
 
     def _prepare_queues(self) -> None:
         (queue,) = self.plan.queues
+        self._undone = self.undone
         queue.zero(self.memory)
         if self._outlet is None:
+            self._given_up = queue.undone_in(self.memory)
             event_idx = bool(self.features >> spec.VIRTIO_F_EVENT_IDX & 1)
             name = f"{self.region}/{self.plan.name}"
-            self._outlet = Outlet(
-                self.memory, queue.layout, queue.buffers, self.kicks[0], event_idx=event_idx, name=name
-            )
+            place = self.memory, queue.layout, queue.buffers, self.kicks[0]
+            self._outlet = Outlet(*place, event_idx=event_idx, undone=self._given_up, name=name)
         else:
             self._outlet.restart()
+        self._before = self._counted()
         self._outlet.ready = False  # until DRIVER_OK
         self._outlet.disable_notification()
 
@@ -284,6 +295,11 @@ class LaneDriver(DriverRole):
                 self._outlet.reclaim()
             self.lost += self._outlet.in_flight
             self._outlet.detach_unused()
+
+    @property
+    def undone(self) -> int:
+        """Messages that receivers gave up."""
+        return self._undone + (0 if self._given_up is None else self._given_up.count)
 
     @property
     def orphaned(self) -> bool:
@@ -314,14 +330,22 @@ class LaneDriver(DriverRole):
     def show_counts(self) -> None:
         """Write the counters where `vqshm stat` reads them."""
         cells, outlet = self.manifest.queue(self.plan.queues[0].index).driver, self.outlet
-        cells.added = outlet.messages
-        cells.reaped = outlet.messages - outlet.in_flight
-        cells.kicks = outlet.kicks
-        cells.kicks_suppressed = outlet.kicks_suppressed
-        cells.bytes_out = outlet.bytes_out
-        cells.waits = outlet.waits
+        for name, count in self._counted().items():
+            setattr(cells, name, count - self._before[name])
+        cells.reaped = outlet.messages - self._before["added"] - outlet.in_flight
+
+    def _counted(self) -> dict[str, int]:
+        outlet = self.outlet
+        return {
+            "added": outlet.messages,
+            "kicks": outlet.kicks,
+            "kicks_suppressed": outlet.kicks_suppressed,
+            "bytes_out": outlet.bytes_out,
+            "waits": outlet.waits,
+        }
 
     def _leave(self) -> None:
         if self._outlet is not None:
             self.show_counts()
+        self._undone, self._given_up = self.undone, None  # from now on the area is another sender's
         super()._leave()

@@ -277,6 +277,11 @@ class ObjectLoan:
         """Whether it may have been received before; see `Receiver.replayed`."""
         return self._loan.replayed
 
+    @property
+    def attempts(self) -> int:
+        """For which time it is received; see `Receiver.attempts`."""
+        return self._loan.attempts
+
     def __enter__(self) -> Any:
         if not self._object:
             raise InvalidState("this object was given back")

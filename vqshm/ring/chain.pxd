@@ -7,10 +7,9 @@ from vqshm.ring.walk cimport Walk
 
 cdef class DescriptorChain:
     cdef readonly object memory
-    cdef readonly int head_index
+    cdef readonly int attempts, head_index
     cdef readonly object queue
     cdef readonly unsigned long long readable_bytes, writable_bytes
-    cdef readonly bint replayed
     cdef Walk _walk
     cdef list _descriptors
 

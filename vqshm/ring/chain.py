@@ -29,7 +29,7 @@ def new_chain(walk: Walk, head_index: int, queue: DeviceQueue) -> DescriptorChai
     chain.memory = walk.memory
     chain.head_index = head_index
     chain.queue = queue
-    chain.replayed = False
+    chain.attempts = 1
     chain.readable_bytes = chain.writable_bytes = 0
     if walk._strict:
         chain._walk = None
@@ -54,22 +54,27 @@ class DescriptorChain:
     __slots__ = (
         "_descriptors",
         "_walk",
+        "attempts",
         "head_index",
         "memory",
         "queue",
         "readable_bytes",
-        "replayed",
         "writable_bytes",
     )
 
     memory: Memory
+    attempts: int  # times it was handed out, this one among them
     head_index: int
     queue: DeviceQueue  # it came from, and must be returned to
     readable_bytes: int  # this and the next in strict policy; else 0
     writable_bytes: int
-    replayed: bool  # a device that died had taken it, and may have handled it
     _walk: Walk | None
     _descriptors: list[Descriptor] | None
+
+    @property
+    def replayed(self) -> bool:
+        """Whether a device that died had taken it, and may have handled it."""
+        return self.attempts > 1
 
     def walk(self) -> Walk:
         """Seed policy: a cursor that fetches the descriptors from the table step by step.

@@ -3,6 +3,7 @@
 import cython
 
 cimport vqshm.memory.atomic as atomic
+from vqshm.ring.tries cimport Tries
 
 cdef int _FEATURES, _VERSION, _DESC_NUM, _LAST_BATCH_HEAD, _USED_IDX, _ENTRIES, _NEXT, _COUNTER
 cdef unsigned long long _MOST
@@ -12,6 +13,7 @@ cdef unsigned long long _MOST
 cdef class Inflight:
     cdef readonly int size
     cdef public bint settling
+    cdef readonly Tries tries
     cdef int _count, _last
     cdef unsigned long long _counter
     cdef unsigned short[::1] _batch

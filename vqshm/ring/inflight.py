@@ -41,12 +41,13 @@ from typing import TYPE_CHECKING, Final
 
 from vqshm.errors import InvalidInflight
 from vqshm.memory import atomic
+from vqshm.ring.tries import ALIGN
 
 if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
+    from vqshm.ring.tries import Tries
 
 VERSION: Final = 1
-ALIGN: Final = 8
 
 _FEATURES: Final = 0
 _VERSION: Final = 8
@@ -67,13 +68,16 @@ def inflight_bytes(size: int) -> int:
 class Inflight:
     """The area of one queue, at `address` in guest memory, as the device that writes it uses it.
 
+    `tries`: where to count how often each chain is handed out, if anywhere.
+
     Raises GuestMemory, AddressOverflow, RuleError if it does not lie in one piece of memory, aligned to 8 bytes.
     """
 
-    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "_window", "settling", "size")
+    __slots__ = ("_area", "_batch", "_count", "_counter", "_last", "_window", "settling", "size", "tries")
 
-    def __init__(self, memory: Memory, address: int, size: int) -> None:
+    def __init__(self, memory: Memory, address: int, size: int, tries: Tries | None = None) -> None:
         self.size = size
+        self.tries = tries
         self._window = memory.window(address, inflight_bytes(size), ALIGN)
         self._area = atomic.span_of(self._window)
         self._batch = array("H", bytes(2 * size))  # heads returned and not yet settled; our own list is what we believe
@@ -91,6 +95,8 @@ class Inflight:
             entry = _ENTRIES + 16 * index
             atomic.store_u64(self._area, entry, 0)
             atomic.store_u64(self._area, entry + _COUNTER, 0)
+        if self.tries is not None:
+            self.tries.begin()
         atomic.store_u64(self._area, _FEATURES, 0)
         atomic.store_u16(self._area, _DESC_NUM, self.size)
         atomic.store_u16(self._area, _LAST_BATCH_HEAD, 0)
@@ -120,6 +126,8 @@ class Inflight:
             )
         settled = self._last_batch(used_idx)
         taken = self._marked(settled)
+        if self.tries is not None:
+            self.tries.resume([head for _, head in taken])
         for head in settled:
             atomic.store_u16(self._area, _ENTRIES + 16 * head, 0)
         atomic.store_u16(self._area, _USED_IDX, used_idx)
@@ -198,6 +206,8 @@ class Inflight:
         index = 0
         while index < self._count:
             atomic.store_u16(self._area, _ENTRIES + 16 * self._batch[index], 0)
+            if self.tries is not None and self.tries.noted > 0:
+                self.tries.forget(self._batch[index])
             index += 1
         atomic.store_u16(self._area, _USED_IDX, used_idx)
         self._count = 0

@@ -35,6 +35,7 @@ from vqshm.ring.state import QueueState
 if TYPE_CHECKING:
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.ring.chain import DescriptorChain
+    from vqshm.ring.tries import Tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,13 @@ class QueueConfig:
         for _, start, size in self.layout.areas():
             memory.check(start, size)
 
-    def device(self, memory: Memory, *, strict: bool = True, inflight: int | None = None) -> DeviceQueue:
-        """The device half; `inflight`: the address of its in-flight area, if it has one. Raises as `check`."""
+    def device(
+        self, memory: Memory, *, strict: bool = True, inflight: int | None = None, tries: Tries | None = None
+    ) -> DeviceQueue:
+        """The device half; `inflight`: the address of its in-flight area, if it has one. Raises as `check`.
+
+        `tries`: where it counts, besides, how often chains were handed out.
+        """
         self.check(memory)
         return DeviceQueue(
             memory,
@@ -61,7 +67,7 @@ class QueueConfig:
             event_idx=self.event_idx,
             indirect=self.indirect,
             strict=strict,
-            inflight=None if inflight is None else Inflight(memory, inflight, self.layout.size),
+            inflight=None if inflight is None else Inflight(memory, inflight, self.layout.size, tries),
             name=self.name,
         )
 

@@ -8,6 +8,7 @@ from vqshm.ring.walk cimport Walk, new_walk
 from vqshm.ring.inflight cimport Inflight
 from vqshm.ring.split cimport Half
 from vqshm.ring.suppress cimport need_event
+from vqshm.ring.tries cimport Tries
 
 cdef int _FLAGS, _IDX, _RING, _NO_INTERRUPT, _NEXT, _WRITE, _LINKS, _NOWHERE
 cdef unsigned long long _LENGTH
@@ -15,7 +16,7 @@ cdef unsigned long long _LENGTH
 
 cdef class DeviceQueue(Half):
     cdef readonly bint indirect, strict
-    cdef readonly int next_avail, next_used
+    cdef readonly int next_avail, next_used, given_up
     cdef public long long limit
     cdef readonly bint single, writable
     cdef readonly unsigned long long addr, length, answer_addr, answer_room
@@ -70,6 +71,10 @@ cdef class DeviceQueue(Half):
     cpdef DescriptorChain chain(self, Py_ssize_t head)
     @cython.locals(used=int, seen=int, heads=list, slot=int)
     cpdef int resume(self) except -1
+    @cython.locals(tries=Tries)
+    cdef bint _give_up(self, int head) except -1
+    @cython.final
+    cdef int _attempt(self, int head) except -1
     @cython.locals(chain=DescriptorChain)
     cpdef DescriptorChain replay(self)
     cpdef DescriptorChain again(self, Py_ssize_t head)

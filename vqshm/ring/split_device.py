@@ -80,6 +80,7 @@ class DeviceQueue(Half):
         "addr",
         "answer_addr",
         "answer_room",
+        "given_up",
         "indirect",
         "length",
         "limit",
@@ -106,6 +107,7 @@ class DeviceQueue(Half):
         self._inflight = inflight
         self._replays: list[int] = []  # heads that a dead device had taken, the next one last
         self._replayed = 0  # the one that was taken again last
+        self.given_up = 0  # those that were not taken again, but returned undone
         self.indirect = indirect
         self.strict = strict
         self.limit = spec.MAX_CHAIN_BYTES  # device-readable ones of a chain; fewer where somebody copies them
@@ -352,7 +354,8 @@ class DeviceQueue(Half):
     def resume(self) -> int:
         """Go on where a dead device stopped, before anything else is done: how many chains are to be handled again.
 
-        `replay` yields them. Raises InvalidState without an in-flight area, InvalidInflight, InvalidUsedRingIndex.
+        `replay` yields them. Those that were handed out as often as may be are given up, and shown to the driver, which
+        is to be called. Raises InvalidState without an in-flight area, InvalidInflight, InvalidUsedRingIndex.
         """
         if self._inflight is None or self.broken is not None:
             raise InvalidState(f"{self.name}: there is no in-flight area to go on from")
@@ -374,13 +377,36 @@ class DeviceQueue(Half):
             self._taken[slot] = 0xFFFF  # no head: what somebody else took cannot be undone
         for head in heads:
             self._shadow[head] = 1
-        self._replays = heads[::-1]
-        return len(heads)
+        self._replays = [head for head in heads if not self._give_up(head)]
+        self._replays.reverse()
+        self.given_up = len(heads) - len(self._replays)
+        return len(self._replays)
+
+    def _give_up(self, head: int) -> bool:
+        """Return a chain undone, if it was handed out as often as may be: whether it was."""
+        tries = None if self._inflight is None else self._inflight.tries
+        if tries is None or not tries.is_exhausted(head):
+            return False
+        tries.give_up(head)
+        self._return(head, 0)
+        self._publish()
+        tries.gave_up()
+        return True
+
+    @property
+    def undone(self) -> int:
+        """Chains of this session that were given up: returned undone, because whoever handled them died."""
+        return 0 if self._inflight is None or self._inflight.tries is None else self._inflight.tries.undone
+
+    def _attempt(self, head: int) -> int:
+        """A chain that a dead device had taken is handed out again: for which time."""
+        return 2 if self._inflight is None or self._inflight.tries is None else self._inflight.tries.again(head)
 
     def replay(self) -> DescriptorChain | None:
         """The next chain that a dead device had taken and not returned; None when there is no more. Raises as `pop`.
 
-        It is to be returned as any other. It may have been handled before, wholly or in part, and `replayed` says so.
+        It is to be returned as any other. It may have been handled before, wholly or in part: `replayed` says so, and
+        `attempts` for which time it is handed out.
         """
         if not self._replays:
             return None
@@ -410,7 +436,7 @@ class DeviceQueue(Half):
 
     def _again(self, head: int) -> DescriptorChain:
         chain = self.chain(head)
-        chain.replayed = True
+        chain.attempts = self._attempt(head)
         return chain
 
     def __iter__(self) -> AvailIter:

@@ -11,9 +11,11 @@ Rules
              line 1  driver        0 pid u64          8 start_time u64
              line 2  device        0 pid u64          8 start_time u64    16 config_generation u32
     queue    line 0  driver        added, reaped, kicks, kicks_suppressed, bytes_out, bytes_in, waits     u64 each
-             line 1  device        taken, used, calls, calls_suppressed, bytes_in, bytes_out, waits       u64 each
+             line 1  device        taken, used, calls, calls_suppressed, bytes_in, bytes_out, waits, undone
+                                                                                                   u64 each
 
-`bytes_out` is what this side sent, `bytes_in` what it was given.
+`bytes_out` is what this side sent, `bytes_in` what it was given. Counters are those of a session; where devices resume
+one, each goes on where the last one stopped: `taken` and `used` exactly, the others where they were last shown.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vqshm.transport.planning import Plan
 
 _GENERATION_AT: Final = 2 * CACHE_LINE + 16
+_PLAUSIBLE: Final = (1 << 63) - 1  # more is not counted in a life, and would not fit into the word some time later
 
 
 class Cell:
@@ -101,6 +104,16 @@ class DriverCounters(Cells):
     waits = _u64(48)  # times it went to sleep
 
 
+def count_on(shown: int, position: int) -> int:
+    """What a counter stands at that was last shown as `shown`, by whomever; its low 16 bits are `position`."""
+    return plausible(shown) + ((position - shown) & 0xFFFF)
+
+
+def plausible(shown: int) -> int:
+    """What somebody else showed, as a number to count on from."""
+    return shown & _PLAUSIBLE
+
+
 class DeviceCounters(Cells):
     """What the device of one queue counts."""
 
@@ -111,6 +124,7 @@ class DeviceCounters(Cells):
     bytes_in = _u64(32)
     bytes_out = _u64(40)
     waits = _u64(48)  # times it went to sleep
+    undone = _u64(56)  # chains given up: returned undone, because those who handled them died
 
 
 class QueueCells:

@@ -16,12 +16,13 @@
         64     32  name of the region, padded with zeros
         96     32  zero
 
-    each device:   0 name[32]   32 device_id   36 queues   40 config_bytes   44 restart   48 zero[16]      64 bytes
+    each device:   0 name[32]   32 device_id   36 queues   40 config_bytes   44 restart   48 max_attempts
+                  52 zero[12]                                                               64 bytes
     each queue:    0 size        4 zero         8 buffer_bytes                                16 bytes, in device order
 
-`restart`: 0 reset, 1 resume, 2 fail. All little-endian. Only what was asked for is stored, never an address: a reader
-plans the region anew from it, and accepts the manifest if and only if writing that plan would give the same bytes. So
-no field leads anywhere by itself.
+`restart`: 0 reset, 1 resume, 2 fail. `max_attempts`: 0 if there is no limit. All little-endian. Only what was asked for
+is stored, never an address: a reader plans the region anew from it, and accepts the manifest if and only if writing
+that plan would give the same bytes. So no field leads anywhere by itself.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ if TYPE_CHECKING:
     from vqshm.memory.atomic import Region
 
 MAGIC: Final = int.from_bytes(b"VQSHM\x00\x1a\n", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 
 _HEADER: Final = struct.Struct("<QIIIIQIIIIQQ32s32x")
-_DEVICE: Final = struct.Struct("<32sIIII16x")
+_DEVICE: Final = struct.Struct("<32sIIIII12x")
 _QUEUE: Final = struct.Struct("<I4xQ")
 _MAGIC_BYTES: Final = 8
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -182,6 +183,7 @@ def _encode(plan: Plan, header: Header) -> bytes:
             len(device.queues),
             device.config_bytes,
             RESTARTS.index(device.restart),
+            device.max_attempts or 0,
         )
         for device in plan.devices
     )
@@ -195,11 +197,11 @@ def _specs(records: bytes, count: int) -> list[DeviceSpec]:
     queues = [QueueSpec(*fields) for fields in _QUEUE.iter_unpack(records[devices_end:])]
     specs = []
     first = 0
-    for name, device_id, queue_count, config_bytes, restart in _DEVICE.iter_unpack(records[:devices_end]):
+    for name, device_id, queue_count, config_bytes, restart, attempts in _DEVICE.iter_unpack(records[:devices_end]):
         if restart >= len(RESTARTS):
             raise RuleError(f"there is no restart policy {restart}", restart=restart)
         wanted = tuple(queues[first : first + queue_count])
-        specs.append(DeviceSpec(_text(name), device_id, wanted, config_bytes, RESTARTS[restart]))
+        specs.append(DeviceSpec(_text(name), device_id, wanted, config_bytes, RESTARTS[restart], attempts or None))
         first += queue_count
     return specs
 

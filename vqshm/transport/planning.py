@@ -3,7 +3,7 @@
     region offset 0           manifest, read and written through its own small windows; not guest memory
     region manifest_bytes     guest address GUEST_BASE: queue 0, its buffers, queue 1, its buffers, …
 
-Behind the rings of a queue whose device is to be resumed lies its in-flight area.
+Behind the rings of a queue whose device is to be resumed lie its in-flight area and its area of tries.
 
 A descriptor holds a guest address. None reaches the manifest, whatever a peer writes into it, because guest memory
 starts behind it.
@@ -30,6 +30,7 @@ from vqshm.errors import InvalidSize, NotFound, RuleError
 from vqshm.memory.address import align_up
 from vqshm.ring.inflight import inflight_bytes
 from vqshm.ring.layout import CACHE_LINE, SplitLayout, is_queue_size
+from vqshm.ring.tries import MOST, Tries, Undone, tries_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,7 +92,8 @@ class QueueSpec:
 class DeviceSpec:
     """A device as asked for: `device_id` as in [5], and its queues in the order of the device type.
 
-    `restart`: what becomes of a session when the device process ends, "reset", "resume" or "fail".
+    `restart`: what becomes of a session when the device process ends, "reset", "resume" or "fail". `max_attempts`: how
+    often a chain is handed out at most where devices resume, before it is returned undone; None: until it is done.
     """
 
     name: str
@@ -99,6 +101,7 @@ class DeviceSpec:
     queues: tuple[QueueSpec, ...] = (QueueSpec(),)
     config_bytes: int = 256
     restart: Restart = "reset"
+    max_attempts: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -107,6 +110,10 @@ class DeviceSpec:
         _check_range("config_bytes", self.config_bytes, 0, MAX_CONFIG_BYTES)
         if self.restart not in RESTARTS:
             raise RuleError(f"restart is one of {', '.join(RESTARTS)}, not {self.restart!r}", value=self.restart)
+        if self.max_attempts is not None:
+            _check_range("max_attempts", self.max_attempts, 1, MOST)
+            if self.restart != "resume":
+                raise RuleError(f"nothing is attempted twice where devices {self.restart}: max_attempts is for resume")
 
 
 class Area(NamedTuple):
@@ -126,6 +133,8 @@ class QueuePlan:
     layout: SplitLayout
     buffers: Area
     inflight: Area | None = None  # where the device writes down what it has, if a successor shall go on from there
+    tries: Area | None = None  # behind it: how often it was handed out
+    max_attempts: int | None = None
 
     @property
     def size(self) -> int:
@@ -135,8 +144,17 @@ class QueuePlan:
     def zero(self, memory: GuestMemory) -> None:
         """Zero what the two sides share but for the buffers, as a driver must before the device may look at it."""
         self.layout.zero(memory)
-        if self.inflight is not None:
-            memory.write(self.inflight.address, bytes(self.inflight.length))
+        for area in (self.inflight, self.tries):
+            if area is not None:
+                memory.write(area.address, bytes(area.length))
+
+    def tries_in(self, memory: GuestMemory) -> Tries | None:
+        """Where the device counts how often chains were handed out, if it does."""
+        return None if self.tries is None else Tries(memory, self.tries.address, self.size, self.max_attempts or 0)
+
+    def undone_in(self, memory: GuestMemory) -> Undone | None:
+        """Where the driver sees what was given up, if anything can be."""
+        return None if self.tries is None else Undone(memory, self.tries.address, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +180,11 @@ class DevicePlan:
     def restart(self) -> Restart:
         """What becomes of a session when the device process ends."""
         return self.spec.restart
+
+    @property
+    def max_attempts(self) -> int | None:
+        """How often a chain is handed out at most; None: until it is done."""
+        return self.spec.max_attempts
 
     @property
     def config_bytes(self) -> int:
@@ -235,8 +258,12 @@ def plan(devices: Sequence[DeviceSpec]) -> Plan:
 def _lay_out_queues(device: DeviceSpec, first: int, address: int) -> Iterator[QueuePlan]:
     for number, wanted in enumerate(device.queues):
         layout = SplitLayout.at(address, wanted.size)
-        inflight = Area(layout.end, inflight_bytes(wanted.size)) if device.restart == "resume" else None
-        end = layout.end if inflight is None else sum(inflight)
+        inflight = tries = None
+        end = layout.end
+        if device.restart == "resume":
+            inflight = Area(end, inflight_bytes(wanted.size))
+            tries = Area(sum(inflight), tries_bytes(wanted.size))
+            end = sum(tries)
         buffers = Area(align_up(end, PAGE), align_up(wanted.buffer_bytes, PAGE))
-        yield QueuePlan(first + number, number, wanted, layout, buffers, inflight)
+        yield QueuePlan(first + number, number, wanted, layout, buffers, inflight, tries, device.max_attempts)
         address = sum(buffers)

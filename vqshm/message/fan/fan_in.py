@@ -73,9 +73,14 @@ class Fanin(GetWords, Fan["InLane"]):
         self._turn = 0  # the lane that is looked at next
         self._careful = lanes[0]._careful  # noqa: SLF001 - a lane of ours
         self._undone: list[InLane] = []  # whose messages were received last
-        self.replayed = False  # as `Receiver.replayed`
+        self.attempts = 1  # as `Receiver.attempts`
         for lane in lanes:
             lane.backlog = self._backlog
+
+    @property
+    def replayed(self) -> bool:
+        """As `Receiver.replayed`."""
+        return self.attempts > 1
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ class Fanin(GetWords, Fan["InLane"]):
             if self._backlog:
                 return Copied(self._backlog.popleft())
             loan = self._await_lane(deadline).recv_view(0)
-            self.replayed = loan.replayed
+            self.attempts = loan.attempts
             return loan
         finally:
             self._gate.release()
@@ -214,7 +219,7 @@ class Fanin(GetWords, Fan["InLane"]):
         if self._careful:
             self._undone.append(lane)
         messages = lane.take(limit)
-        self.replayed = lane.replayed
+        self.attempts = lane.attempts
         return messages
 
     def _finish_last(self) -> None:

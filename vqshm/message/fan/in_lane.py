@@ -132,7 +132,7 @@ class InLane(Receiver):
 class Copied:
     """A message that was taken before somebody asked to look at it in place; used like a `Loan`."""
 
-    replayed = False  # a lane that resumes is never taken from ahead
+    replayed, attempts = False, 1  # a lane that resumes is never taken from ahead
     room = 0  # nobody waits for a reply: what is taken as bytes is answered then
 
     def __init__(self, data: bytes) -> None:
