@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 
 import pytest
-from vqshm_harness import PATIENCE, new_name, wait_until
+from vqshm_harness import PATIENCE, new_name
 
 from vqshm import Fanin, Receiver, Sender, open_channel
-from vqshm.errors import NoMessage, PeerGone, RequestLost
+from vqshm.errors import EndOfMessages, NoMessage
 from vqshm.message.aio import AsyncReceiver
 from vqshm.view.snapshot import take
 
@@ -67,12 +68,12 @@ def test_each_face_of_a_receiver_tells_it(limited):
     with in_trouble(Fanin.attach(name)) as fan:
         fan.recv(PATIENCE)
         assert (fan.attempts, fan.replayed) == (2, True)
-    with in_trouble(Fanin.attach(name)) as fan, fan.recv_view(PATIENCE):
-        assert fan.attempts == 3
-        raise Trouble
+    with in_trouble(Receiver.attach(name)) as receiver:
+        receiver.recv_many(9, PATIENCE)
+        assert receiver.attempts == 3
 
     async def ask():
-        async with AsyncReceiver.attach(name) as receiver:
+        async with await AsyncReceiver.attach(name) as receiver:
             await receiver.recv(PATIENCE)
             assert receiver.attempts == 4
             raise Trouble
@@ -80,9 +81,9 @@ def test_each_face_of_a_receiver_tells_it(limited):
     with contextlib.suppress(Trouble):
         asyncio.run(ask())
     with Receiver.attach(name) as receiver:
-        borrowed = receiver.lend(PATIENCE)
-        assert (borrowed.attempts, borrowed.replayed) == (5, True)
-        with borrowed as value:
+        loan = receiver.get_view(timeout=PATIENCE)
+        assert (loan.attempts, loan.replayed) == (5, True)
+        with loan as value:
             assert value == {"a": 1}
             del value
 
@@ -113,17 +114,6 @@ def test_after_so_many_times_it_is_given_up_and_the_lane_goes_on(limited, caplog
     assert sender.counts["undone"] == 1
 
 
-def test_a_call_that_is_given_up_ends_with_an_error_and_others_are_answered(limited):
-    name = limited(2)
-    with in_trouble(Receiver.attach(name)) as receiver:
-        sender = Sender.attach(name)
-        calls = [sender.start_call(question, 16) for question in (b"poison", b"good", b"empty", b"")]
-        receiver.recv_view(PATIENCE)
-        receiver._inlet.epoch  # noqa: B018
-        del receiver._inlet  # it is not given back
-    assert calls
-
-
 def test_a_reset_begins_to_count_anew_and_the_sender_counts_on(limited):
     name = limited(1)
     with in_trouble(Receiver.attach(name)) as receiver:
@@ -134,12 +124,13 @@ def test_a_reset_begins_to_count_anew_and_the_sender_counts_on(limited):
         sender.send(b"two")
         assert receiver.recv(PATIENCE) == b"two"
         assert sender.counts["undone"] == receiver.counts["undone"] == 1
-        sender.reset(PATIENCE)
-        assert sender.counts["undone"] == 1
-        wait_until(lambda: receiver.qsize() == 0, "it follows")
-    with sender, Receiver.attach(name) as receiver:
-        wait_until(lambda: sender.peer is not None, "it comes")
-        assert receiver.counts["undone"] == 0
+        thread = threading.Thread(target=lambda: [sender.reset(PATIENCE), sender.send(b"three")])
+        thread.start()
+        with pytest.raises(EndOfMessages):
+            receiver.recv(PATIENCE)
+        assert receiver.recv(PATIENCE) == b"three"
+        thread.join(PATIENCE)
+        assert (sender.counts["undone"], receiver.counts["undone"]) == (1, 0)
 
 
 # -- fail --------------------------------------------------------------------------------------------------------------

@@ -233,6 +233,21 @@ def test_what_an_earlier_chain_of_that_descriptor_was_tried_is_not_held_against_
     assert (world.done, world.undone) == ([0, 1, 2], [])
 
 
+def test_nor_in_one_life_on_the_same_descriptor():
+    world = World(0, poison=(0,))
+    world.offer(1)
+    world.live()
+    world.device = world.make_device()
+    world.device.resume()
+    world.device.add_used(world.device.replay().head_index, 0)
+    world.reap()
+    world.offer(1)
+    assert world.device.pop().attempts == 1
+    world.device = world.make_device()
+    world.device.resume()
+    assert world.device.replay().attempts == 2
+
+
 def test_without_an_area_of_tries_chains_come_again_all_the_same():
     world = World(1)
     plain = world.config.device(world.memory, inflight=world.layout.end)

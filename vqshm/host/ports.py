@@ -83,6 +83,7 @@ class DevicePort(_Port[DeviceQueue]):
         count = self.queue.resume()
         used = count_on(shown["used"], self.queue.next_used)
         self.counts.update(shown, used=used, taken=used + count, undone=self.queue.undone)
+        self.show_counts()
         self.call_bell.signal()  # it may have died between showing a chain and calling for it
         return count
 

@@ -413,6 +413,7 @@ class LaneDevice(DeviceRole):
         shown = self._cells.snapshot() if self.resumed else dict.fromkeys((*names, "used"), 0)
         self._used = plausible(shown["used"])
         self._before = {name: plausible(shown[name]) - getattr(inlet, name) for name in names}
+        self.show_counts()
 
     @property
     def _cells(self) -> DeviceCounters:
