@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from vqshm import core
 
 # Interpreters that tests start must not find the checkout in their working directory, but the installed package.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# A lock and sockets of our own: whoever runs tests beside us may hold theirs for long, and kills and freezes processes.
+_runtime = tempfile.TemporaryDirectory(prefix="vqshm-tests-")
+os.environ["VQSHM_RUNTIME_DIR"] = _runtime.name
 
 # A shell starts background jobs with Ctrl-C ignored, nohup ignores hang-ups, and children inherit both; but not what is
 # handled. The tests send these signals and want them heard.
