@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -145,8 +146,9 @@ def children() -> list[str]:
 
 
 def in_foreign_hands(names: set[str]) -> set[str]:
-    """Those of `names` that another living process maps: the test run next door, for instance."""
-    held = set()
+    """Those of `names` of the test run next door: it bears that one's pid, or another living process maps it."""
+    pids = {name: re.search(r"\d+", Path(name).name) for name in names}
+    held = {name for name, pid in pids.items() if pid and pid[0] != str(os.getpid()) and Path("/proc", pid[0]).exists()}
     for maps in Path("/proc").glob("[0-9]*/maps"):
         if maps.parent.name != str(os.getpid()):
             try:

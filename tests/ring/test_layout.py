@@ -95,6 +95,12 @@ def test_areas_that_cannot_be_are_refused_by_name(change, error):
 )
 def test_areas_may_touch_and_come_in_any_order(layout):
     layout.check()
+    memory = GuestMemory([(0, bytearray(0x8000))])
+    config = QueueConfig(layout)
+    driver, device = config.driver(memory), config.device(memory)
+    token = driver.add([(0x4000, 1)])
+    device.add_used(device.pop().head_index, 0)
+    assert driver.reap() == (token, 0)
 
 
 def overlaps(layout):

@@ -39,8 +39,9 @@ def test_chains_are_taken_in_the_order_of_their_offer(rig, strict, start):
 
 
 @POLICIES
-def test_an_iteration_takes_what_was_there_when_it_began(rig, strict):
-    r = posted(rig, 2, strict=strict)
+@pytest.mark.parametrize("start", [0, 65534])
+def test_an_iteration_takes_what_was_there_when_it_began(rig, strict, start):
+    r = posted(rig, 2, strict=strict, start=start)
     iterator = iter(r.device)
     assert iter(iterator) is iterator
     assert next(iterator).head_index == 0
@@ -48,6 +49,16 @@ def test_an_iteration_takes_what_was_there_when_it_began(rig, strict):
     assert [chain.head_index for chain in iterator] == [2]
     assert [chain.head_index for chain in r.device] == [4]
     assert list(r.device) == []
+    assert r.device.next_avail == (start + 3) & 0xFFFF
+
+
+@POLICIES
+@pytest.mark.parametrize("start", [0, 65534])
+def test_an_iteration_takes_heads_without_their_chains(rig, strict, start):
+    r = posted(rig, 3, strict=strict, start=start)
+    iterator = iter(r.device)
+    assert [iterator.next_head() for _ in range(4)] == [0, 2, 4, -1]
+    assert r.device.next_avail == (start + 3) & 0xFFFF
 
 
 @POLICIES

@@ -83,6 +83,13 @@ def test_what_threadsanitizer_says_of_the_core_is_told_from_what_it_says_of_the_
     assert others == 1
 
 
+def test_what_cannot_pass_on_such_a_build_is_there_and_has_a_reason(load_tool):
+    for test, reason in load_tool("sanitize").UNFIT.items():
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+        assert len(reason) > 20
+
+
 @pytest.mark.parametrize("arguments", [["address"], ["both", "--run", "tools/fuzz.py", "all", "--shake"]])
 def test_without_a_compiler_it_says_so(tmp_path, arguments):
     done = run(*arguments, env={"PATH": str(tmp_path)})

@@ -46,8 +46,11 @@ TESTS: Final = {  # those that know a file best
     "ring/layout": "ring/test_layout ring/test_queue",
     "ring/queue": "ring/test_queue ring/test_state ring/test_sync",
     "ring/split": "ring/test_split_driver ring/test_split_device ring/test_model",
-    "ring/split_device": "ring/test_split_device ring/test_hostile_driver ring/test_chain lane/test_inlet",
-    "ring/split_driver": "ring/test_split_driver ring/test_hostile_device lane/test_outlet",
+    "ring/split_device": (
+        "ring/test_split_device ring/test_hostile_driver ring/test_inflight lane/test_inlet lane/test_call "
+        "ring/test_strikes"
+    ),
+    "ring/split_driver": "ring/test_split_driver ring/test_hostile_device lane/test_outlet host/test_interruption",
     "ring/state": "ring/test_state ring/test_queue",
     "ring/suppress": "ring/test_suppress",
     "ring/walk": "ring/test_chain ring/test_stream ring/test_hostile_driver lane/test_inlet",
