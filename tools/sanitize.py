@@ -272,8 +272,8 @@ def main() -> int:
         command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += options.tests or TESTS.get(options.sanitizer, TESTS[""])
         if options.sanitizer in {"address", "both"} and not options.run:
-            for test, reason in UNFIT.items():
-                print(f"left out: {test}: {reason}", flush=True)
+            for test, why in UNFIT.items():
+                print(f"left out: {test}: {why}", flush=True)
                 command += ["--deselect", test]
         if options.run:
             command = [sys.executable, "-P", *options.run]
