@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vqshm_death_scenarios import resumption
+from vqshm_death_scenarios import resumption, succession
 from vqshm_fan_scenarios import fan_in, fan_out
 from vqshm_scenarios import ReceiverKeeper, exchange, lane
 
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
+from vqshm.lane.resuming import ResumingInlet
 from vqshm.message.fan import Fanin, Fanout
 from vqshm.notify.wait import Block
 from vqshm.ring import split_device, split_driver
 from vqshm.ring.inflight import Inflight
 from vqshm.ring.split_device import DeviceQueue
 from vqshm.ring.split_driver import DriverQueue
+from vqshm.ring.tries import Tries
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ wrapping = partial(exchange, 2, start=0xFFFF, batch=2, lazy=True)
 full = partial(lane, 3, held=1, room=1)
 many = partial(lane, 3, many=True)
 
+followed = partial(succession, 2)
+LITTLE = {"preemptions": 1}
 dying = partial(resumption, 2, 4, batch=2, lazy=True, together=True)
 
 FENCE = (("atomic.fence()", "pass"),)
@@ -309,6 +313,76 @@ MUTANTS = [
         "give",
         (("+ _NEXT, self._last)", "+ _NEXT, head)"),),
         dying,
+        "sc",
+    ),
+    Mutant(
+        "resuming inlet: gives back what it received at once",
+        ResumingInlet,
+        "_take_bytes",
+        (("self._last.append(head)", "self._return(head, 0)\n    self._publish()"),),
+        followed,
+        "sc",
+        LITTLE,
+    ),
+    Mutant(
+        "resuming inlet: is never done",
+        ResumingInlet,
+        "_begin",
+        (("self.done()", "pass"),),
+        partial(succession, 3),
+        "sc",
+        {"preemptions": 0},
+    ),
+    Mutant(
+        "resuming inlet: no look after arming",
+        DeviceQueue,
+        "enable_notification",
+        DEVICE_ARM_BLINDLY,
+        partial(succession, 2, room=1),
+        "sc",
+        LITTLE,
+    ),
+    Mutant(
+        "resuming inlet: the mark is never set",
+        Inflight,
+        "take",
+        (("atomic.store_u16(self._area, at, 1)", "pass"),),
+        followed,
+        "sc",
+        LITTLE,
+    ),
+    Mutant(
+        "resuming inlet: marks are cleared before used.idx",
+        Inflight,
+        "give",
+        ((CLEAR, f"{CLEAR}\n        atomic.store_u16(self._area, _ENTRIES + 16 * head, 0)"),),
+        followed,
+        "sc",
+        LITTLE,
+    ),
+    Mutant(
+        "resuming inlet: what comes again is not flagged",
+        ResumingInlet,
+        "_next_head",
+        (("self.attempts = self._attempt(head)", "self.attempts = 1"),),
+        followed,
+        "sc",
+        LITTLE,
+    ),
+    Mutant(
+        "tries: what is given up is not counted",
+        Tries,
+        "give_up",
+        (("self.undone = (self.undone + 1) & _COUNTED", "pass"),),
+        partial(succession, 1, limit=1),
+        "sc",
+    ),
+    Mutant(
+        "tries: a successor counts it again",
+        Tries,
+        "resume",
+        (("self._giving = giving", "self._giving = -1"),),
+        partial(succession, 1, limit=1, kills=2),
         "sc",
     ),
     # what release and acquire are for (x86 does it unasked)

@@ -7,7 +7,7 @@ in a ring of two or four. `tools/explore.py` runs larger ones.
 from __future__ import annotations
 
 import pytest
-from vqshm_death_scenarios import resumption
+from vqshm_death_scenarios import resumption, succession
 from vqshm_explorer import Explorer, Scenario, Violation
 from vqshm_fan_scenarios import SLOW, fan_in, fan_out
 from vqshm_memory_models import MODELS
@@ -139,6 +139,27 @@ def test_a_fan_that_goes_by_the_clock_is_explored_to_the_same_end_each_time(mode
 )
 def test_a_device_killed_at_any_step_loses_and_doubles_nothing(scenario, model):
     assert explore(scenario, model).orders > 1e9
+
+
+@pytest.mark.fault("D02")
+@pytest.mark.parametrize(
+    ("scenario", "model", "preemptions"),
+    [
+        (succession(1), "tso", None),
+        (succession(1, limit=1), "sc", None),
+        (succession(1, kills=2), "sc", None),
+        (succession(2), "sc", 1),
+        (succession(2, many=True, limit=1), "sc", 1),
+        slow(succession(2, room=1), "sc", 1),
+        slow(succession(2, kills=2, limit=1), "sc", 1),
+        slow(succession(2, kills=2, many=True, limit=2), "sc", 1),
+    ],
+    ids=str,
+)
+def test_a_receiver_killed_at_any_step_loses_nothing_and_nothing_that_was_done_comes_again(
+    scenario, model, preemptions
+):
+    assert explore(scenario, model, preemptions=preemptions).orders > 1e3
 
 
 # -- mutants -----------------------------------------------------------------------------------------------------------
