@@ -23,7 +23,7 @@ from vqshm import core
 os.environ["PYTHONSAFEPATH"] = "1"
 
 # A lock and sockets of our own: whoever runs tests beside us may hold theirs for long, and kills and freezes processes.
-_runtime = tempfile.TemporaryDirectory(prefix="vqshm-tests-")
+_runtime = tempfile.TemporaryDirectory(prefix="vqshm-tests-", dir="/tmp")  # a socket has a short path
 os.environ["VQSHM_RUNTIME_DIR"] = _runtime.name
 
 # A shell starts background jobs with Ctrl-C ignored, nohup ignores hang-ups, and children inherit both; but not what is
