@@ -273,7 +273,7 @@ def test_room_of_a_call_that_nobody_waits_for_comes_back(lane, answered, how):
         del call
     if not answered:
         serve_one(r, lambda question: question)
-        r.outlet.reclaim()
+    r.outlet.reclaim()
     assert r.outlet.calls == 0
     r.assert_at_rest()
 

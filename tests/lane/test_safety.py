@@ -235,7 +235,9 @@ def test_ends_that_refer_to_each_other_are_freed(lane):
 PRELUDE = """
 from vqshm.errors import *
 from vqshm.lane.inlet import Inlet, Loan
-from vqshm.lane.outlet import Outlet, Reservation
+from vqshm.lane.call import Call
+from vqshm.lane.outlet import Outlet
+from vqshm.lane.reservation import Reservation
 from vqshm.memory import GuestMemory, Region
 from vqshm.memory.arena import Arena
 from vqshm.memory.lent import Lent
@@ -285,7 +287,7 @@ def run(code):
 @pytest.mark.parametrize(
     "name",
     [
-        *("Arena", "DescriptorChain", "DeviceQueue", "DriverQueue", "Inlet", "Lent", "Loan", "Outlet"),
+        *("Arena", "Call", "DescriptorChain", "DeviceQueue", "DriverQueue", "Inlet", "Lent", "Loan", "Outlet"),
         *("Pace", "Reservation", "Walk"),
     ],
 )

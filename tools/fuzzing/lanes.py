@@ -13,7 +13,7 @@ from vqshm.lane.outlet import Outlet
 
 if TYPE_CHECKING:
     from vqshm.lane.inlet import Loan
-    from vqshm.lane.outlet import Reservation
+    from vqshm.lane.reservation import Reservation
 
 AREA = 0x800  # bytes of the arena
 

@@ -99,6 +99,7 @@ class Racer:
             queue.add_one(address, 8, 0)
             if self.round & 1:
                 notify = queue.publish_and_ask()
+                queue._published = queue._avail_idx  # noqa: SLF001 - what is to be done about it comes below
             else:
                 queue.publish()
                 notify = queue.needs_kick()

@@ -3,6 +3,8 @@
 import cython
 
 cimport vqshm.memory.atomic as atomic
+from vqshm.lane.call cimport Call
+from vqshm.lane.reservation cimport Reservation
 from vqshm.memory.arena cimport Arena
 from vqshm.memory.lent cimport Lent, new_lent
 from vqshm.notify.eventfd cimport ring
@@ -10,7 +12,7 @@ from vqshm.notify.spin cimport Pace
 from vqshm.ring.split_driver cimport DriverQueue
 from vqshm.ring.tries cimport Undone
 
-cdef int _IDX, _WRITE, _BATCH, _SHOW_EVERY, _WAITING, _FORGOTTEN, _LOST
+cdef int _IDX, _WRITE, _BATCH, _SHOW_EVERY, _NONE, _WAITING, _FORGOTTEN, _LOST, _ANSWERED, _TAKING
 
 
 @cython.final
@@ -26,9 +28,9 @@ cdef class Outlet(DriverQueue):
     cdef unsigned long long _base
     cdef atomic.Region _window
     cdef atomic.Span _bytes
-    cdef unsigned short[::1] _slot
-    cdef dict _answers
-    cdef list _orphans
+    cdef long long[::1] _ticket, _state
+    cdef list _lents, _orphans
+    cdef tuple _after
     cdef Undone _undone
     cdef bint _waiting
 
@@ -39,56 +41,42 @@ cdef class Outlet(DriverQueue):
     cpdef Reservation reserve(self, Py_ssize_t count, object timeout=*)
     @cython.locals(call=Call)
     cpdef bytes call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
-    @cython.locals(call=Call, count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, slot=int, head=int,
+    @cython.locals(call=Call, count=Py_ssize_t, start=Py_ssize_t, offset=Py_ssize_t, ticket="long long",
                    answer="unsigned long long")
     cpdef Call start_call(self, object data, Py_ssize_t answer_bytes, object timeout=*)
 
     @cython.locals(count=Py_ssize_t, offset=Py_ssize_t)
     cdef inline int _place(self, object data, object timeout) except -1
+    @cython.locals(ticket="long long")
+    cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
+    cdef int _drop(self, long long ticket) except -1
     @cython.locals(offset=Py_ssize_t)
     cdef inline Py_ssize_t _room(self, Py_ssize_t count, object timeout, int descriptors=*) except -1
-    @cython.locals(head=int)
-    cdef inline int _offer_message(self, Py_ssize_t offset, Py_ssize_t count, int slot) except -1
+    @cython.locals(offset=Py_ssize_t)
+    cdef inline Py_ssize_t _take(self, Py_ssize_t count) except -2
+    cdef int _check_turn(self) except -1
+    cdef inline int _offer_message(self, Py_ssize_t offset, Py_ssize_t count, long long ticket) except -1
+    cdef int _note(self, Py_ssize_t count) except -1
+    @cython.locals(shown=int)
     cdef inline int _show(self) except -1
-    @cython.locals(count=int, head=int)
+    @cython.locals(count=int, head=int, ticket="long long")
     cdef int _reclaim(self) except -1
+    @cython.locals(head=int, slot=int, ticket="long long", lost=bint)
+    cdef int _next_answer(self) except -2
+    cdef bint _is_open(self, long long ticket, Lent lent) except -1
+    cdef int _commit(self, Reservation reservation, Py_ssize_t count) except -1
+    cdef int _cancel_reserved(self, long long ticket) except -1
+    @cython.locals(ticket="long long")
+    cpdef collect(self)
+
     cdef Py_ssize_t _await_room(self, Py_ssize_t count, int descriptors, object timeout) except -1
-    cdef Py_ssize_t _await_answer(self, int slot, object timeout) except -1
-    cdef _forget_call(self, int slot)
     @cython.locals(offset=Py_ssize_t, seen=bint)
     cdef Py_ssize_t _await_room_long(self, Py_ssize_t count, int descriptors, object timeout) except -1
-    @cython.locals(written="long long", seen=bint)
-    cdef Py_ssize_t _await_answer_long(self, int slot, object timeout) except -1
+    cdef Py_ssize_t _await_answer(self, long long ticket, object timeout) except -1
+    @cython.locals(state="long long", seen=bint)
+    cdef Py_ssize_t _await_answer_long(self, long long ticket, object timeout) except -1
+    cdef int _forget_call(self, long long ticket) except -1
+    @cython.locals(torn=int)
+    cdef int _end_call(self, long long ticket) except -1
     cdef _start_waiting(self)
-    @cython.locals(slot=int)
-    cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
-    cpdef collect(self)
     cdef bint _look(self) except -1
-    @cython.locals(lost=bint)
-    cdef bint _is_awaited(self, int head, int slot) except -1
-
-
-@cython.final
-cdef class Call:
-    cdef Outlet _outlet
-    cdef Py_ssize_t _offset
-    cdef int _slot, _epoch
-
-    @cython.locals(outlet=Outlet, written=Py_ssize_t)
-    cpdef bytes answer(self, object timeout=*)
-    @cython.locals(outlet=Outlet)
-    cpdef forget(self)
-
-
-@cython.final
-cdef class Reservation:
-    cdef Outlet _outlet
-    cdef Py_ssize_t _offset, _count
-    cdef int _slot, _epoch
-    cdef Lent _lent
-    cdef object _view
-
-    @cython.locals(outlet=Outlet)
-    cpdef commit(self, Py_ssize_t count=*)
-    @cython.locals(outlet=Outlet)
-    cdef Outlet _let_go(self)

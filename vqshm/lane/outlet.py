@@ -11,18 +11,26 @@ noticed when room is short, many at a time.
 
 Who finds no room looks for a while (`Pace`); then it is the keeper's turn, who knows the process on the other side and
 how to sleep: a `Sender`.
+
+An exception may strike the interpreted core between any two steps. A message is sent by one store of the ring half, to
+`_capacity`; room is owned by a chain in flight, an open reservation (`_lents`) or a call (`_state`), each of which is
+one store, too; all else follows from these. While it does not, `_torn` says so, and whoever comes next works it out
+(`_make_whole`): what nobody owns is free. A kick counts as done when all of it is (`_show`). Compiled, only what is
+Python code raises such exceptions: a message's buffers, the bell, the keeper.
 """
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
-from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RequestLost, RuleError, VqshmError
+from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RuleError, VqshmError
+from vqshm.lane.call import Call
 from vqshm.lane.keeper import ALONE
+from vqshm.lane.reservation import Reservation
+from vqshm.lane.turn import at_work
 from vqshm.memory import atomic
 from vqshm.memory.address import align_up
 from vqshm.memory.arena import Arena
@@ -36,8 +44,6 @@ from vqshm.ring import layout as ring_layout
 from vqshm.ring.split_driver import DriverQueue
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vqshm.lane.keeper import OutletKeeper
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
@@ -47,9 +53,9 @@ if TYPE_CHECKING:
 _IDX = ring_layout.IDX
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _SHOW_EVERY = 4096  # messages
-_WAITING = -1  # the state of a call: no answer yet
-_FORGOTTEN = -2  # no answer yet, and nobody waits for it any more
-_LOST = -3  # the device gave the call up
+_NONE, _WAITING, _FORGOTTEN = 0, 1, 2  # states of a call: there is none; no answer yet; and nobody waits for one
+_LOST, _ANSWERED = 3, 4  # it came back: given up by the device; with an answer of as many bytes as it is more than this
+_TAKING = 3  # what was interrupted, if it was not in the ring half
 _LARGEST = (1 << 32) - GRAIN  # bytes of an arena: a descriptor's length has 32 bits
 _BATCH = 31  # a `send_many` publishes whenever so many bits of its count are 0: every 32 messages
 
@@ -61,11 +67,13 @@ class Outlet(DriverQueue):
     """
 
     __slots__ = (
-        "_answers",
+        "_after",
         "_base",
         "_bytes",
+        "_lents",
         "_orphans",
-        "_slot",
+        "_state",
+        "_ticket",
         "_undone",
         "_unshown",
         "_waiting",
@@ -103,30 +111,38 @@ class Outlet(DriverQueue):
         self._window = Region(memory.view(self._base, count))
         self._bytes = atomic.span_of(self._window)
         self.arena = Arena(min(count, _LARGEST), layout.size)
-        self._slot = array("H", bytes(2 * layout.size))  # per head in flight: its slot in the arena
-        self._answers: dict[int, int] = {}  # per slot of a call, its own till it ends: bytes of its answer, or a state
-        self.calls = 0  # in `_answers`
+        self._ticket = array("q", bytes(8 * layout.size))  # per head in flight: its message's number in the arena
+        # By the last bits of a number, while that is out:
+        self._state = array("q", bytes(8 * layout.size))  # of a call
+        self._lents: list[Lent | None] = [
+            None
+        ] * layout.size  # what an open reservation lends, where that must be known
+        self.calls = 0  # in `_state`
         self.bell = bell
         self.keeper = keeper
         self.pace = Pace()
         self.epoch = 0  # restarts so far
-        self.reserved = 0  # reservations that are open: each has a descriptor set aside
-        self._orphans: list[tuple[int, int, Lent]] = []  # reservations that nobody will commit: see `Reservation`
+        self.reserved = 0  # in `_lents`; each has a descriptor set aside, which `num_free` does not count
+        self._orphans: list[tuple[int, Lent | None]] = []  # dropped: reservations, with what they lend, and calls
         self._waiting = False  # somebody does
+        self._after: tuple[int, int, int] | None = None  # position, messages and bytes_out behind the last one: `_note`
         self.ready = True  # whether messages can be offered; if not, `get_ready` says why
         self.messages = self.bytes_out = self.kicks = self.kicks_suppressed = self.waits = 0
         self._unshown = 0  # messages that came back since the counters were shown
 
     def restart(self) -> None:
         """Begin anew, as after a reset: nothing is in flight, both positions are 0, reservations are void."""
-        self.detach_unused()
-        self.seek(0)
+        self.epoch += 1
         self.arena.clear()
-        self._answers.clear()
+        for slot in range(self.size):
+            self._state[slot] = _NONE
+            self._lents[slot] = None
         self.calls = 0
         self.reserved = 0
         self._orphans.clear()
-        self.epoch += 1
+        self._after = None
+        self.detach_unused()
+        self.seek(0)
         self.broken = None
 
     # -- sending -------------------------------------------------------------------------------------------------------
@@ -136,6 +152,9 @@ class Outlet(DriverQueue):
 
         Waits for room at most `timeout` seconds (None: for ever). Raises NoRoom (a QueueFull and a TimeoutError),
         MessageTooLarge, ValueError, TypeError, PeerGone, PeerViolation, QueueBroken, InvalidState.
+
+        Who is interrupted by the exception of a signal's handler has sent all of the message or nothing; `messages`
+        tells, after the next call. A receiver that sleeps may hear of it by that one only.
         """
         self._place(data, timeout)
         self._show()
@@ -172,17 +191,20 @@ class Outlet(DriverQueue):
         reservation._outlet = None
         reservation._offset = offset
         reservation._count = count
-        reservation._slot = self.arena.slot
+        reservation._ticket = self.arena.ticket
         reservation._epoch = self.epoch
         try:
             reservation._lent = new_lent(self._window, offset, count, readonly=False)
         except BaseException:
-            self.arena.give(self.arena.slot)
+            self._drop(self.arena.ticket)
             raise
         reservation._view = None
-        reservation._outlet = self
+        reservation._outlet = self  # before it is open: if it is lost from now on, it will say so
+        if atomic.INTERRUPTIBLE:
+            self._lents[self.arena.ticket & self._mask] = reservation._lent  # from now on it is open
         self.num_free -= 1  # its descriptor is set aside, so that sending it never fails
         self.reserved += 1
+        self._torn = 0
         return reservation
 
     def call(self, data: Any, answer_bytes: int, timeout: float | None = None) -> bytes:
@@ -213,49 +235,52 @@ class Outlet(DriverQueue):
         start = align_up(count, GRAIN)  # of the answer, behind the message
         call = Call.__new__(Call)
         call._outlet = None
+        call._reply = None
         offset = self._room(start + answer_bytes, timeout, 2)
-        slot = self.arena.slot
+        ticket = self.arena.ticket
         if pieces is None or counts is None:
             atomic.fill(self._bytes, offset, data, count)
         else:
             self._fill_pieces(offset, pieces, counts)
+        call._epoch = self.epoch
+        call._ticket = ticket
+        call._offset = offset + start
+        call._outlet = self  # before it is offered: if it is lost from now on, it is forgotten
+        self._state[ticket & self._mask] = _WAITING
+        self._ticket[self._free] = ticket
+        if self._undone is not None:
+            self._undone.clear(self._free)
+        if atomic.INTERRUPTIBLE:
+            self._note(count)
         answer = self._base + offset + start
         if count > 0:
-            head = self.add_pair(self._base + offset, count, answer, answer_bytes)
+            self.add_pair(self._base + offset, count, answer, answer_bytes)
         else:
-            head = self.add_one(answer, answer_bytes, _WRITE)
-        if self._undone is not None:
-            self._undone.clear(head)
-        self._slot[head] = slot
-        self._answers[slot] = _WAITING
+            self.add_one(answer, answer_bytes, _WRITE)
         self.calls += 1
         self.messages += 1
         self.bytes_out += count
-        call._epoch = self.epoch
-        call._slot = slot
-        call._offset = offset + start
-        call._outlet = self
+        self._torn = 0
         self._show()
         return call
 
-    def _await_answer(self, slot: int, timeout: float | None) -> int:
-        """The bytes of the answer to a call, once it is there."""
+    def _await_answer(self, ticket: int, timeout: float | None) -> int:
+        """The bytes of the answer to a call, once it is there; -2 if it was given up."""
         self._start_waiting()
         try:
-            return self._await_answer_long(slot, timeout)
+            return self._await_answer_long(ticket, timeout)
         finally:
             self._waiting = False
 
-    def _await_answer_long(self, slot: int, timeout: float | None) -> int:
+    def _await_answer_long(self, ticket: int, timeout: float | None) -> int:
         deadline: Deadline | None = None
         while True:
             self._reclaim()
-            state = self._answers.get(slot)
-            if state is None:
-                raise InvalidState(f"{self.name} was reset while a call waited for its answer")
-            written: int = state
-            if written >= 0 or written == _LOST:
-                return written
+            if not self.arena.is_out(ticket):
+                raise InvalidState(f"{self.name} was reset while a call waited for its answer, or it was forgotten")
+            state = self._state[ticket & self._mask]
+            if state >= _LOST:
+                return state - _ANSWERED if state != _LOST else -2
             if deadline is None:
                 seen = (timeout is None or timeout > 0) and self._look()
                 deadline = Deadline(timeout)
@@ -264,20 +289,38 @@ class Outlet(DriverQueue):
             if not seen and not self.keeper.sleep(deadline, 1):
                 raise NoMessage(f"{self.name}: no answer came in time; {self.keeper.stalled()}")
 
-    def _forget_call(self, slot: int) -> None:
-        """Nobody waits for this answer any more."""
-        written = self._answers.get(slot, _FORGOTTEN)
-        if written >= 0 or written == _LOST:
-            del self._answers[slot]
+    def _forget_call(self, ticket: int) -> None:
+        """Nobody waits for this answer any more. Does nothing if that is known."""
+        if atomic.INTERRUPTIBLE and self._torn:
+            self._mend()
+        if self.arena.is_out(ticket):
+            if self._state[ticket & self._mask] == _WAITING:
+                self._state[ticket & self._mask] = _FORGOTTEN
+            elif self._state[ticket & self._mask] >= _LOST:
+                self._end_call(ticket)
+
+    def _end_call(self, ticket: int) -> None:
+        """The answer to this call was fetched, or is not wanted: its room is free. Does nothing if that is known."""
+        if atomic.INTERRUPTIBLE and self._torn:
+            self._mend()
+        if self.arena.is_out(ticket):
+            if atomic.INTERRUPTIBLE:
+                self._torn = _TAKING
+            self._state[ticket & self._mask] = _NONE  # from now on nobody owns it
             self.calls -= 1
-            self.arena.give(slot)
-        elif written == _WAITING:
-            self._answers[slot] = _FORGOTTEN
+            self.arena.give(ticket)
+            self._torn = 0
 
     def reclaim(self) -> int:
-        """Take back what the device has given back; how many messages. Raises as `reap`."""
+        """Take back what the device has given back; how many messages. Raises as `reap`.
+
+        What an interrupted call did not show the device, it is shown now.
+        """
         self.collect()
-        return self._reclaim()
+        count = self._reclaim()
+        if self._published != self._avail_idx and self.ready:
+            self._show()
+        return count
 
     # -- the steps of sending ------------------------------------------------------------------------------------------
 
@@ -287,7 +330,8 @@ class Outlet(DriverQueue):
             count = atomic.count_of(data)
             offset = self._room(count, timeout)
             atomic.fill(self._bytes, offset, data, count)  # cannot fail, so nothing is to be undone
-            self._offer_message(offset, count, self.arena.slot)
+            self._offer_message(offset, count, self.arena.ticket)
+            self._torn = 0
         elif isinstance(data, (list, tuple)):
             self._gather(data, timeout)
         else:
@@ -298,94 +342,214 @@ class Outlet(DriverQueue):
         counts = [atomic.count_of(piece) for piece in pieces]
         count = sum(counts)
         offset = self._room(count, timeout)
+        ticket = self.arena.ticket
         self._fill_pieces(offset, pieces, counts)
-        self._offer_message(offset, count, self.arena.slot)
+        self._offer_message(offset, count, ticket)
+        self._torn = 0
 
     def _fill_pieces(self, offset: int, pieces: Sequence[Any], counts: Sequence[int]) -> None:
         """Copy a message to the room taken last, which is given back if that fails."""
-        slot = self.arena.slot
+        ticket = self.arena.ticket
         try:
             for piece, count in zip(pieces, counts, strict=True):
                 atomic.fill(self._bytes, offset, piece, count)
                 offset += count
         except BaseException:
-            self.arena.give(slot)
+            self._drop(ticket)
             raise
 
+    def _drop(self, ticket: int) -> None:
+        """Give room back that was taken for nothing."""
+        self.arena.give(ticket)
+        self._torn = 0
+
     def _room(self, count: int, timeout: float | None, descriptors: int = 1) -> int:
-        """The offset of room for a message of `count` bytes, while as many descriptors are free. Raises as `send`."""
+        """The offset of room for a message of `count` bytes, while as many descriptors are free. Raises as `send`.
+
+        Nobody owns that room yet, and `_torn` says so.
+        """
         if not self.ready or self._waiting:
             self._stop_here()
+        if atomic.INTERRUPTIBLE and self._torn:
+            self._mend()
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
         if self.num_free >= descriptors:
-            offset = self.arena.take(count if count > 0 else 1)
+            offset = self._take(count if count > 0 else 1)
             if offset >= 0:
                 return offset
         return self._await_room(count if count > 0 else 1, descriptors, timeout)
 
+    def _take(self, count: int) -> int:
+        """As `Arena.take`."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _TAKING
+        offset = self.arena.take(count)
+        if atomic.INTERRUPTIBLE and offset < 0:
+            self._torn = 0
+        return offset
+
     def _stop_here(self) -> None:
         """Say why nothing can be sent now."""
         if self._waiting:
-            raise InvalidState(f"{self.name}: another thread waits for room or an answer here")
-        self.keeper.get_ready()
+            self._check_turn()
+        if not self.ready:
+            self.keeper.get_ready()
 
-    def _offer_message(self, offset: int, count: int, slot: int) -> None:
-        """Describe a message, and put it into the ring."""
+    def _check_turn(self) -> None:
+        """Raise InvalidState if somebody is at work here, whom an exception has not taken away."""
+        if not atomic.INTERRUPTIBLE or at_work(self):
+            raise InvalidState(f"{self.name}: another thread waits for room or an answer here")
+        self._waiting = False
+
+    def _offer_message(self, offset: int, count: int, ticket: int) -> None:
+        """Describe a message, and put it into the ring. `_torn` is left to the caller."""
+        if atomic.INTERRUPTIBLE:
+            self._note(count)
+        self._ticket[self._free] = ticket
         if count > 0:
-            head = self.add_one(self._base + offset, count, 0)
+            self.add_one(self._base + offset, count, 0)
         else:
-            head = self.add_one(self._base + offset, 1, _WRITE)
-        self._slot[head] = slot
+            self.add_one(self._base + offset, 1, _WRITE)
         self.messages += 1
         self.bytes_out += count
 
+    def _note(self, count: int) -> None:
+        """Note where the counters will stand when a message of `count` bytes is in the ring."""
+        self._after = (self._avail_idx + 1) & 0xFFFF, self.messages + 1, self.bytes_out + count
+
     def _show(self) -> None:
-        """Show the device what was offered, and kick it if it sleeps."""
+        """Show the device what was offered, and kick it if it sleeps. Who is interrupted here does it all again."""
+        shown = self._avail_idx
         if self.publish_and_ask():
             self.kicks += 1
             ring(self.bell)
         else:
             self.kicks_suppressed += 1
+        self._num_published = 0
+        self._published = shown
 
     def _reclaim(self) -> int:
         """Take back what the device has given back; how many messages."""
         count = 0
-        head = self.reap_head()
-        while head >= 0:
-            if self.calls == 0 or not self._is_awaited(head, self._slot[head]):
-                self.arena.give(self._slot[head])
+        while True:
+            head = self.reap_head() if self.calls == 0 else self._next_answer()
+            if head < 0:
+                break
+            ticket = self._ticket[head]
+            if self.calls == 0 or self._state[ticket & self._mask] < _LOST:
+                self.arena.give(ticket)
+            self._torn = 0
             count += 1
-            head = self.reap_head()
         self._unshown += count
         if self._unshown >= _SHOW_EVERY:
             self._unshown = 0
             self.keeper.show_counts()
         return count
 
-    def collect(self) -> None:
-        """Take back reservations that were dropped, once nobody can write to their room any more."""
-        for orphan in self._orphans[:]:
-            epoch, slot, lent = orphan
-            if not lent.in_use:
-                self._orphans.remove(orphan)
-                lent.close()
-                if epoch == self.epoch:
-                    self.num_free += 1
-                    self.reserved -= 1
-                    self.arena.give(slot)
+    # -- reservations --------------------------------------------------------------------------------------------------
 
-    def _is_awaited(self, head: int, slot: int) -> bool:
-        """Whether this is the answer to a call, and somebody waits for it: then its room is still needed."""
-        state = self._answers.get(slot)
-        if state == _WAITING:
-            lost = self._undone is not None and self.written == 0 and self._undone.says(head)
-            self._answers[slot] = _LOST if lost else self.written
-            return True
-        if state == _FORGOTTEN:
-            del self._answers[slot]
-            self.calls -= 1
-        return False
+    def _is_open(self, ticket: int, lent: Lent) -> bool:
+        """Whether this reservation, which was not told that it is over, is open."""
+        if not atomic.INTERRUPTIBLE:
+            return self.arena.is_out(ticket)
+        if self._torn:
+            self._mend()
+        return self._lents[ticket & self._mask] is lent
+
+    def _commit(self, reservation: Reservation, count: int) -> None:
+        """Send the first `count` bytes of an open reservation."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _TAKING
+        self._offer_message(reservation._offset, count, reservation._ticket)
+        if atomic.INTERRUPTIBLE:
+            self._lents[reservation._ticket & self._mask] = None
+        self.num_free += 1
+        self.reserved -= 1
+        self._torn = 0
+        reservation._outlet = None
+        self._show()
+
+    def _cancel_reserved(self, ticket: int) -> None:
+        """Give back the room of an open reservation."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _TAKING
+            self._lents[ticket & self._mask] = None  # from now on nobody owns it
+        self.num_free += 1
+        self.reserved -= 1
+        self.arena.give(ticket)
+        self._torn = 0
+
+    def collect(self) -> None:
+        """Take back what was dropped: reservations, once nobody can write to their room any more, and calls."""
+        if atomic.INTERRUPTIBLE and self._torn:
+            self._mend()
+        for orphan in self._orphans[:]:
+            ticket, lent = orphan
+            if lent is None:
+                self._forget_call(ticket)
+            elif lent.in_use:
+                continue
+            else:
+                lent.close()
+                if self._is_open(ticket, lent):
+                    self._cancel_reserved(ticket)
+            self._orphans.remove(orphan)
+
+    # -- after an interruption -----------------------------------------------------------------------------------------
+
+    def _make_whole(self) -> None:
+        """What is in flight, reserved or a call's is known, and all else follows from it.
+
+        Raises InvalidState if whoever left it torn is still at work: in another thread, or below a signal's handler.
+        """
+        if not self._torn:
+            return
+        if at_work(self):
+            raise InvalidState(f"{self.name}: a call of this end is at work already")
+        for head in range(self.size):
+            if self._state[self._ticket[head] & self._mask] >= _LOST:
+                self._capacity[head] = 0  # it was noted, and not accepted
+        self._mend_ring()
+        self.arena.keep(self._find_owned())
+        self.calls = sum(state != _NONE for state in self._state)
+        self.reserved = sum(lent is not None for lent in self._lents)
+        self.num_free -= self.reserved
+        if self._after is not None and self._after[0] == self._avail_idx:
+            _, self.messages, self.bytes_out = self._after
+        self._torn = 0
+
+    def _find_owned(self) -> bytearray:
+        """Which slots of the arena somebody owns; who owns one in vain, or twice, loses it."""
+        owned = bytearray(self.size)
+        for head in range(self.size):
+            if self._capacity[head]:
+                slot = self._ticket[head] & self._mask
+                owned[slot] = 1
+                self._lents[slot] = None  # it was sent
+        for slot in range(self.size):
+            if not owned[slot] and self._state[slot] in {_WAITING, _FORGOTTEN}:
+                self._state[slot] = _NONE  # this call was never offered
+            if self._lents[slot] is not None or self._state[slot] >= _LOST:
+                owned[slot] = 1
+        return owned
+
+    def _next_answer(self) -> int:
+        """As `reap_head`, while calls are out: if it is the answer to one, that is noted before it is accepted."""
+        head = self._peek()
+        if head >= 0:
+            ticket = self._ticket[head]
+            slot = ticket & self._mask
+            if atomic.INTERRUPTIBLE:
+                self._torn = _TAKING
+            if self._state[slot] == _WAITING:
+                lost = self._undone is not None and self.written == 0 and self._undone.says(head)
+                self._state[slot] = _LOST if lost else _ANSWERED + self.written  # from now on it is as good as accepted
+            elif self._state[slot] == _FORGOTTEN:
+                self._state[slot] = _NONE
+                self.calls -= 1
+            self._accept(head)
+        return head
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("the end of a lane cannot be copied")
@@ -412,7 +576,9 @@ class Outlet(DriverQueue):
         Raises InvalidState if somebody does already.
         """
         if self._waiting:
-            raise InvalidState(f"{self.name}: another thread waits for room or an answer here")
+            self._check_turn()
+        if atomic.INTERRUPTIBLE and self._torn:
+            self._mend()
         self._waiting = True
         try:
             if self._published != self._avail_idx:
@@ -437,7 +603,7 @@ class Outlet(DriverQueue):
             if self._orphans:
                 self.collect()
             if self.num_free >= descriptors:
-                offset = self.arena.take(count)
+                offset = self._take(count)
                 if offset >= 0:
                     return offset
             if self.in_flight == 0:
@@ -464,144 +630,10 @@ class Outlet(DriverQueue):
 
     def holds(self) -> str:
         """Who holds what: for the message of a deadline."""
-        slot, count = self.arena.oldest()
-        if slot < 0:
+        ticket, count = self.arena.oldest()
+        if ticket < 0:
             return "nothing is out"
         return (
-            f"{self.in_flight} of {self.messages} messages are out, {self.arena.size - self.arena.free} of "
+            f"{self.in_flight} of {self.messages} messages are out, {self.arena.size - self.arena.space()} of "
             f"{self.arena.size} bytes; the oldest takes {count} bytes"
         )
-
-
-class Call:
-    """A message whose answer is still to come; see `Outlet.start_call`."""
-
-    __slots__ = ("_epoch", "_offset", "_outlet", "_slot")
-
-    _outlet: Outlet | None
-    _slot: int
-    _offset: int  # of the answer, in the arena
-    _epoch: int
-
-    def answer(self, timeout: float | None = None) -> bytes:
-        """The answer, once. Raises NoMessage if it is not there in `timeout` seconds: ask again, or `forget` it.
-
-        InvalidState when it was taken or forgotten, or the lane was reset, RequestLost if it was given up; else as
-        `Outlet.send`.
-        """
-        outlet = self._outlet
-        if outlet is None:
-            raise InvalidState("this call was answered or forgotten")
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"a timeout is None or at least 0 seconds, not {timeout}")
-        if outlet.epoch != self._epoch:
-            raise InvalidState(f"{outlet.name} was reset while a call waited for its answer")
-        written = outlet._await_answer(self._slot, timeout)
-        self._outlet = None
-        outlet.calls -= 1
-        del outlet._answers[self._slot]
-        if written == _LOST:
-            outlet.arena.give(self._slot)
-            raise RequestLost(f"{outlet.name}: whoever received this call ended before answering; it was given up")
-        reply = atomic.copy(outlet._bytes, self._offset, written)
-        outlet.arena.give(self._slot)
-        return reply
-
-    def forget(self) -> None:
-        """Nobody waits for this answer any more. Does nothing if it was taken or forgotten already."""
-        outlet = self._outlet
-        self._outlet = None
-        if outlet is not None and outlet.epoch == self._epoch:
-            outlet._forget_call(self._slot)
-
-    def __del__(self) -> None:
-        self.forget()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a call cannot be copied")
-
-
-class Reservation:
-    """Room for a message, to be written in place. A context manager; see `Outlet.reserve`."""
-
-    __slots__ = ("_count", "_epoch", "_lent", "_offset", "_outlet", "_slot", "_view")
-
-    _outlet: Outlet | None
-    _offset: int
-    _count: int
-    _slot: int
-    _epoch: int
-    _lent: Lent
-    _view: memoryview | None
-
-    @property
-    def view(self) -> memoryview:
-        """The bytes, to be written. Raises InvalidState once the message was sent or cancelled."""
-        if self._outlet is None or self._outlet.epoch != self._epoch:
-            raise InvalidState("this reservation was sent or cancelled")
-        if self._view is None:
-            self._view = self._lent.view()
-        return self._view
-
-    def commit(self, count: int = -1) -> None:
-        """Send the first `count` bytes; all if negative. Raises InvalidState while something made of the view exists.
-
-        ValueError for more bytes than were reserved.
-        """
-        if count > self._count:
-            raise ValueError(f"{self._count} bytes were reserved, not {count}")
-        outlet = self._let_go()
-        outlet._offer_message(self._offset, self._count if count < 0 else count, self._slot)
-        outlet._show()
-
-    def cancel(self) -> None:
-        """Give the room back. Does nothing if the message was sent or cancelled already. Raises as `commit`."""
-        if self._outlet is not None:
-            self._let_go().arena.give(self._slot)
-
-    def _let_go(self) -> Outlet:
-        """Nobody can write any more: the outlet, whose descriptor is free again."""
-        outlet = self._outlet
-        if outlet is None:
-            raise InvalidState("this reservation was sent or cancelled")
-        if self._view is not None:
-            try:
-                self._view.release()
-            except BufferError as error:
-                raise InvalidState(f"something made from the view of this reservation still exists: {error}") from None
-            if self._lent.exports:
-                raise InvalidState("a part of the view of this reservation still exists: delete or release it")
-        if not outlet.ready:
-            outlet.keeper.get_ready()
-        if outlet.epoch != self._epoch:
-            self._outlet = None
-            raise InvalidState("the lane was reset since this was reserved")
-        self._outlet = None
-        self._lent.close()
-        outlet.num_free += 1
-        outlet.reserved -= 1
-        return outlet
-
-    def __del__(self) -> None:
-        outlet = self._outlet
-        if outlet is not None:
-            self._outlet = None
-            self._view = None
-            outlet._orphans.append((self._epoch, self._slot, self._lent))
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a reservation cannot be copied")
-
-    def __enter__(self) -> memoryview:
-        return self.view
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._outlet is None:
-            return
-        if kind is None:
-            self.commit()
-        else:
-            with contextlib.suppress(VqshmError):  # the block's own exception matters more
-                self.cancel()

@@ -35,7 +35,8 @@ from vqshm.notify import Deadline
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vqshm.lane.outlet import Call, Reservation
+    from vqshm.lane.call import Call
+    from vqshm.lane.reservation import Reservation
     from vqshm.ring.tries import Undone
 
 _SHORT_SLEEP: Final = 0.002  # seconds: how long half of the messages are waited for, before one is enough

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vqshm.lane.inlet import Loan
-    from vqshm.lane.outlet import Outlet, Reservation
+    from vqshm.lane.outlet import Outlet
+    from vqshm.lane.reservation import Reservation
 
 _Result = TypeVar("_Result")
 

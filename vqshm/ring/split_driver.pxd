@@ -34,6 +34,8 @@ cdef class DriverQueue(Half):
     cdef bint _in_table(self, Py_ssize_t count) except -1
     @cython.final
     cdef int _mend(self) except -1
+    @cython.final
+    cdef int _mend_ring(self) except -1
     cpdef bint is_in_flight(self, Py_ssize_t head) except -1
     cpdef publish(self)
     @cython.locals(addr="unsigned long long", length=Py_ssize_t)
@@ -63,8 +65,10 @@ cdef class DriverQueue(Half):
     cpdef int accept(self, int head) except -1
     @cython.final
     cdef inline int _accept(self, int head) except -1
-    @cython.locals(added="long long", event=int)
     cpdef bint needs_kick(self) except -1
+    @cython.final
+    @cython.locals(event=int)
+    cdef inline bint _ask(self, int position, long long added) except -1
     @cython.final
     @cython.locals(old=int, new=int)
     cdef bint publish_and_ask(self) except -1

@@ -3,7 +3,8 @@
 
 An exception may strike the interpreted core between any two steps: Ctrl-C, a signal handler. Whether a chain is in
 flight is decided by one store, to `_capacity`; while what follows from it is incomplete, `_torn` says so, and the next
-call works it out anew. (Compiled, nothing strikes inside these functions.)
+call works it out anew. Whether the device must be kicked is forgotten last of all. (Compiled, nothing strikes inside
+these functions.)
 
 The way of a chain: `add` (write descriptors, then the ring, then avail.idx) → `needs_kick` → served by the device →
 `reap` (check the used element against the shadow, free the descriptors). The rules of both halves stand in `split`.
@@ -115,6 +116,7 @@ class DriverQueue(Half):
         self._forget()
 
     def _forget(self) -> None:
+        self._torn = _ACCEPTING
         for i in range(self.size):
             self._capacity[i] = 0
             self._link[i] = (i + 1) & self._mask
@@ -124,7 +126,16 @@ class DriverQueue(Half):
         self._torn = 0
 
     def _mend(self) -> None:
-        """After an interruption: what is in flight is known, and all else follows from it."""
+        """After an interruption: make whole what was torn."""
+        self._make_whole()
+
+    def _make_whole(self) -> None:
+        """As `_mend`, for those who have more to mend than the ring."""
+        self._mend_ring()
+        self._torn = 0
+
+    def _mend_ring(self) -> None:
+        """What is in flight is known, and all else follows from it. `_torn` stays."""
         taken = bytearray(self.size)
         count = 0
         for head in range(self.size):
@@ -144,7 +155,6 @@ class DriverQueue(Half):
             self._avail_idx = (self.last_used + count) & 0xFFFF
         else:
             self.last_used = (self._avail_idx - count) & 0xFFFF
-        self._torn = 0
 
     def seek(self, position: int) -> None:
         """Go on at this position (u16), where both idx fields stand. Raises InvalidState if chains are in flight."""
@@ -158,7 +168,7 @@ class DriverQueue(Half):
     @property
     def next_head(self) -> int:
         """The token of the chain that is offered next, if there is room for one."""
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         return self._free
 
@@ -189,12 +199,16 @@ class DriverQueue(Half):
         else:
             last = self._fill_chain(readable, writable)
         self._offer(head, last, needed, capacity)
+        self._torn = 0
         if publish:
             self.publish()
         return head
 
     def add_one(self, addr: int, length: int, flags: int) -> int:
-        """Offer one buffer, which the caller knows to lie in memory, while a descriptor is free. Not published."""
+        """Offer one buffer, which the caller knows to lie in memory, while a descriptor is free. Not published.
+
+        `_torn` is left to the caller: it may have more to do.
+        """
         head = self._free
         _put_descriptor(self._desc, head, addr, length, flags, 0)
         self._offer(head, head, 1, length if flags else 0)
@@ -210,8 +224,9 @@ class DriverQueue(Half):
         return head
 
     def _offer(self, head: int, last: int, needed: int, capacity: int) -> None:
-        """Note a chain in the shadow, and put its head into the ring."""
-        self._torn = _OFFERING
+        """Note a chain in the shadow, and put its head into the ring. `_torn` is left to the caller."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _OFFERING
         self._parts[head] = needed
         self._last[head] = last
         atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mask), head)
@@ -220,11 +235,10 @@ class DriverQueue(Half):
         self.num_free -= needed
         self.in_flight += 1
         self._avail_idx = (self._avail_idx + 1) & 0xFFFF
-        self._torn = 0
 
     def room_for(self, count: int) -> int:
         """Descriptors that a chain of `count` buffers takes now. Raises QueueFull, InvalidChain."""
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         if count < 1 or count > self.size:
             raise InvalidChain(f"{self.name}: a chain of {count} buffers; 1 to {self.size} fit", limit=self.size)
@@ -244,7 +258,7 @@ class DriverQueue(Half):
 
     def publish(self) -> None:
         """Show the device every chain added so far, what they consist of before the idx that covers them [2.7.13.3]."""
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         atomic.store_u16(self._avail, _IDX, self._avail_idx)
         self._num_published += (self._avail_idx - self._published) & 0xFFFF
@@ -300,7 +314,7 @@ class DriverQueue(Half):
 
     def used(self) -> int:
         """Chains that can be reaped now. Raises InvalidUsedRingIndex if the device returned more than were offered."""
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         return self._look_used()
 
@@ -332,10 +346,14 @@ class DriverQueue(Half):
         QueueBroken.
         """
         head = self.reap_head()
+        self._torn = 0
         return None if head < 0 else (head, self.written)
 
     def reap_head(self) -> int:
-        """As `reap`: the token, with the bytes written in `written`; -1 if there is none."""
+        """As `reap`: the token, with the bytes written in `written`; -1 if there is none.
+
+        `_torn` is left to the caller: it may have more to do.
+        """
         head = self._peek()
         if head >= 0:
             self._accept(head)
@@ -347,7 +365,7 @@ class DriverQueue(Half):
 
     def _peek(self) -> int:
         """As `peek_head`."""
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         if self.broken is not None:
             self._refuse()
@@ -381,17 +399,18 @@ class DriverQueue(Half):
         if head < 0 or head >= self.size or self._capacity[head] == 0:
             raise InvalidState(f"{self.name}: head {head} is not in flight", index=head)
         self._accept(head)
+        self._torn = 0
 
     def _accept(self, head: int) -> None:
-        """As `accept`, for a head that is in flight."""
-        self._torn = _ACCEPTING
+        """As `accept`, for a head that is in flight. `_torn` is left to the caller."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _ACCEPTING
         self._capacity[head] = 0  # from now on it is not in flight
         self._link[self._last[head]] = self._free
         self._free = head
         self.num_free += self._parts[head]
         self.in_flight -= 1
         self.last_used = (self.last_used + 1) & 0xFFFF
-        self._torn = 0
 
     def detach_unused(self) -> list[int]:
         """Take back every chain in flight: their tokens.
@@ -406,25 +425,30 @@ class DriverQueue(Half):
 
     def needs_kick(self) -> bool:
         """Whether the device must be kicked for the chains published since this was last asked [2.7.10, 2.7.13.4]."""
-        added = self._num_published
-        self._num_published = 0
         atomic.fence()  # avail.idx must be visible before the device's wish is read
+        wanted = self._ask(self._published, self._num_published)
+        self._num_published = 0
+        return wanted
+
+    def _ask(self, position: int, added: int) -> bool:
+        """As `needs_kick`, for the `added` chains in front of this position. The caller has fenced."""
         if self.event_idx:
             event = atomic.load_u16(self._used, self._avail_event)
             if added > 0xFFFF:
                 return True  # the position ran a full circle past the event
-            return need_event(event, self._published, (self._published - added) & 0xFFFF)
+            return need_event(event, position, (position - added) & 0xFFFF)
         return added > 0 and not atomic.load_u16(self._used, _FLAGS) & _NO_NOTIFY
 
     def publish_and_ask(self) -> bool:
-        """`publish`, and whether the device must be kicked for it: the two at once, as a message needs them."""
+        """`publish`, and whether the device must be kicked for it: the two at once, as a message needs them.
+
+        It is asked about the same chains again until the caller, who has kicked now, lets `_published` move on.
+        """
         old, new = self._published, self._avail_idx
-        if not self.event_idx or self._num_published:
-            self.publish()
-            return self.needs_kick()
-        self._published = new
         atomic.store_u16(self._avail, _IDX, new)
         atomic.fence()  # avail.idx must be visible before the device's wish is read
+        if not self.event_idx or self._num_published:
+            return self._ask(new, self._num_published + ((new - old) & 0xFFFF))
         return need_event(atomic.load_u16(self._used, self._avail_event), new, old)
 
     def enable_notification(self, after: int = 1) -> bool:
@@ -432,7 +456,7 @@ class DriverQueue(Half):
 
         `after` is at most the number of chains in flight; without EVENT_IDX it is always 1 [2.7.7.1].
         """
-        if self._torn:
+        if atomic.INTERRUPTIBLE and self._torn:
             self._mend()
         after = max(1, min(after, self.in_flight)) if self.event_idx else 1
         if self.event_idx:

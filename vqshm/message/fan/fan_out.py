@@ -37,7 +37,9 @@ from vqshm.notify import Deadline
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from vqshm.lane.outlet import Call, Outlet, Reservation
+    from vqshm.lane.call import Call
+    from vqshm.lane.outlet import Outlet
+    from vqshm.lane.reservation import Reservation
 
 Mode = Literal["share", "broadcast"]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from vqshm.lane.outlet import Reservation
+    from vqshm.lane.reservation import Reservation
     from vqshm.message.sender import LaneDriver
     from vqshm.notify import Deadline
 

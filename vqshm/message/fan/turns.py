@@ -200,4 +200,4 @@ class Turns:
         if outlet is None or not outlet.ready or outlet.num_free < 1:
             return False
         arena = outlet.arena
-        return arena.free >= 2 * count + _GRAIN and arena.out < outlet.size
+        return arena.space() >= 2 * count + _GRAIN and arena.count() < outlet.size
