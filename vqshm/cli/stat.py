@@ -195,7 +195,9 @@ def _device(device: DeviceSnapshot, *, brief: bool) -> list[RenderableType]:
 def _device_process(device: DeviceSnapshot) -> Text:
     """Who serves it; where sessions outlive it, whether one waits, and how often that has happened."""
     text = Text("nobody, and a driver waits for one", BAD) if device.orphaned else process(device.device)
-    return text.append(f"  resumed {device.resumed} times" if device.resumed else "", DIM)
+    text.append(f"  resumed {device.resumed} times" if device.resumed else "", DIM)
+    undone = sum(queue.device["undone"] for queue in device.queues)
+    return text.append(f"  gave up {undone}, each after {device.max_attempts} attempts" if undone else "", WARNING)
 
 
 _STATE_STYLES: Final = {

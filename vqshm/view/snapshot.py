@@ -104,6 +104,7 @@ class DeviceSnapshot:
     driver: Process | None
     device: Process | None
     restart: str
+    max_attempts: int | None
     resumed: int
     orphaned: bool
     queues: tuple[QueueSnapshot, ...]
@@ -207,6 +208,7 @@ class Observer:
             driver=Process.look_up(cells["driver_pid"], cells["driver_start_time"]),
             device=Process.look_up(cells["device_pid"], cells["device_start_time"]),
             restart=plan.restart,
+            max_attempts=plan.max_attempts,
             resumed=cells["resumed"],
             orphaned=bool(cells["orphaned"]),
             queues=tuple(self._queue(queue, event_idx=event_idx) for queue in queues),
