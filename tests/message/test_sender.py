@@ -469,7 +469,7 @@ def test_figures(pair):
     assert sender.qsize() == 2
     counts = sender.counts
     assert (counts["messages"], counts["bytes"]) == (2, 8)
-    assert set(counts) == {"messages", "bytes", "kicks", "kicks_suppressed", "waits"}
+    assert set(counts) == {"messages", "bytes", "kicks", "kicks_suppressed", "waits", "undone"}
     assert receiver.recv_many(10) == [b"12345", b"678"]
     give_back(receiver)
     assert sender.qsize() == 0
