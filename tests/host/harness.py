@@ -335,7 +335,7 @@ class Interrupter:
         return self._step
 
     def _step(self, frame, event, _arg):
-        if event == "opcode" and not self.struck and not is_handing_over(frame):
+        if event == "opcode" and not self.struck and not is_out_of_reach(frame):
             self.left -= 1
             if not self.left:
                 self.struck = True
@@ -346,15 +346,19 @@ class Interrupter:
         return self._step
 
 
-def is_handing_over(frame) -> bool:
-    """Whether only a local variable is still to be returned, where Python looks for signals no more.
+def is_out_of_reach(frame) -> bool:
+    """Whether no signal strikes here, and something would break if one did. Elsewhere we strike more than signals do.
 
-    It looks on entering a function, at a backward jump and after a call.
+    Python looks for signals on entering a function, at a backward jump and after a call. So not where only a local
+    variable is still to be returned; nor at the end of an `except`, where it would go on handling that for ever.
     """
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]]
-    if name.startswith("LOAD_FAST") and at + 2 < len(code):
-        name = dis.opname[code[at + 2]]
+    following = dis.opname[code[at + 2]] if at + 2 < len(code) else ""
+    if name in {"COPY", "POP_EXCEPT", "RERAISE"}:
+        return name != "COPY" or following == "POP_EXCEPT"
+    if name.startswith("LOAD_FAST"):
+        name = following
     return name in {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE", "RETURN_GENERATOR"}
 
 

@@ -321,6 +321,7 @@ TURN, WANTS = 0, (64, 128)  # whose turn it is counts up; each side's "notify me
 
 PLAYER = """
 import mmap, sys
+from vqshm.closing import own
 from vqshm.memory import atomic
 from vqshm.notify import Adaptive, Block, Deadline, EventFd, park_on
 
@@ -348,7 +349,7 @@ def play(memory, mine, other, me, rounds, strategy):
 if __name__ == "__main__":
     fd, mine, other, rounds = map(int, sys.argv[1:5])
     strategy = {"block": Block(), "adaptive": Adaptive(2e-6, 1)}[sys.argv[5]]
-    play(mmap.mmap(fd, 4096), EventFd.adopt(mine), EventFd.adopt(other), 1, rounds, strategy)
+    play(mmap.mmap(fd, 4096), EventFd.adopt(own(mine)), EventFd.adopt(own(other)), 1, rounds, strategy)
 """
 
 

@@ -82,8 +82,8 @@ def test_sealed_memory_cannot_be_cut_by_anybody_who_has_it(make_region):
         fd, _, plan = open_plan(region.name)
         for size in (0, PAGE, plan.total_bytes + PAGE):
             with pytest.raises(PermissionError):
-                os.ftruncate(fd, size)
-        os.close(fd)
+                os.ftruncate(fd.fileno(), size)
+        fd.close()
         assert driver.request(b"whole", 8, timeout=PATIENCE) == b"whole"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import random
 import select
 import struct
@@ -25,8 +24,8 @@ class Vandal:
 
     def __init__(self, region: str, device: str, queue: int = 0) -> None:
         fd, _, plan = open_plan(region)
-        self.memory = mmap.mmap(fd, plan.total_bytes)
-        os.close(fd)
+        self.memory = mmap.mmap(fd.fileno(), plan.total_bytes)
+        fd.close()
         self._base = plan.manifest_bytes - GUEST_BASE
         self.plan = plan.device(device).queues[queue]
         self.layout = self.plan.layout
@@ -328,8 +327,8 @@ def scribble(me, name, seed, rounds):
 def test_a_manifest_that_somebody_overwrites_harms_nobody_inside_and_lets_nobody_in(served):
     with Driver.attach(served.name) as driver:
         fd, _, plan = open_plan(served.name)
-        with mmap.mmap(fd, plan.manifest_bytes) as memory:
-            os.close(fd)
+        with mmap.mmap(fd.fileno(), plan.manifest_bytes) as memory:
+            fd.close()
             whole = memory[:]
             for seed in range(20):
                 memory[:] = random.Random(seed).randbytes(plan.manifest_bytes)

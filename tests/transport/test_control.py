@@ -19,9 +19,10 @@ import msgpack
 import pytest
 from vqshm_harness import descriptors
 
+from vqshm.closing import close_all
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerGone, ProtocolError, UntrustedPeer
 from vqshm.notify import Deadline, EventFd
-from vqshm.transport import Channel, check_peer, close_all, peer_credentials
+from vqshm.transport import Channel, check_peer, peer_credentials
 from vqshm.transport.control import MAX_UNSENT
 
 ATTACHED = {
@@ -87,7 +88,7 @@ def test_descriptors_arrive_with_their_message_and_are_not_inherited(ends):
         ours.send(ATTACHED, [kick.fileno(), call.fileno()])
         assert theirs.receive().fds == ()
         received = theirs.receive()
-        assert not any(os.get_inheritable(fd) for fd in received.fds)
+        assert not any(os.get_inheritable(fd.fileno()) for fd in received.fds)
         there, back = (EventFd.adopt(fd) for fd in received.fds)
         with there, back:
             kick.signal()

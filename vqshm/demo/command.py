@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -164,10 +163,8 @@ def _show(options: Options, title: str) -> None:
 def _pictures(region: str, width: int, *, event_idx: bool) -> list[str]:
     """The queues drawn, the first one in full."""
     fd, _, found = open_plan(region)
-    try:
-        mapping = map_object(fd, found.total_bytes, writable=False)
-    finally:
-        os.close(fd)
+    with fd:
+        mapping = map_object(fd.fileno(), found.total_bytes, writable=False)
     memory = GuestMemory([(GUEST_BASE, memoryview(mapping)[found.manifest_bytes :])])
     return [
         draw(memory, queue.layout, event_idx=event_idx, width=width, compact=queue.index > 0) for queue in found.queues

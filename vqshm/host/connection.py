@@ -10,12 +10,14 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from vqshm import errors
+from vqshm.closing import close_all
 from vqshm.errors import CoordinatorGone, DeadlineExceeded, PeerGone, ProtocolError, VqshmError
-from vqshm.transport import Channel, Message, check_peer, close_all
+from vqshm.transport import Channel, Message, check_peer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vqshm.closing import Owned
     from vqshm.notify import Deadline
 
 _LONGEST: Final = 3600.0  # seconds; what a connection waits for a place in the coordinator's backlog at most
@@ -57,8 +59,8 @@ def connect(path: Path, region: str, *, max_fds: int, coordinator: int, deadline
         raise
 
 
-def fetch_memory(path: Path, region: str, *, writable: bool, coordinator: int, deadline: Deadline) -> int:
-    """The descriptor of a region's memory, from its coordinator. It is the caller's, and proves nothing yet.
+def fetch_memory(path: Path, region: str, *, writable: bool, coordinator: int, deadline: Deadline) -> Owned:
+    """The descriptor of a region's memory, from its coordinator. It proves nothing yet.
 
     Raises what `connect` raises, ProtocolError, and what the coordinator answers.
     """

@@ -19,6 +19,7 @@ the specification breaks its queue only: the driver is told (DEVICE_NEEDS_RESET)
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -103,10 +104,8 @@ class Device(DeviceRole):
         if self._next is chain:
             self._next = None
         again, port = None, self._by_queue[chain.queue]
-        try:
+        with contextlib.suppress(PeerViolation):  # `_fetch` tells
             again = port.again(chain.head_index)
-        except PeerViolation as error:
-            self.needs_reset(str(error), port.number)
         self._served = again
 
     def _await_served(self) -> bool:
@@ -137,8 +136,8 @@ class Device(DeviceRole):
         """Go on where the device before this one stopped."""
         try:
             count = port.resume()
-        except PeerViolation as error:
-            self.needs_reset(str(error), port.number)
+        except PeerViolation:
+            self._tell_broken(port)
         else:
             log.info("%s goes on: %d chains were in flight", port.queue.name, count)
             if port.queue.given_up:
@@ -224,14 +223,18 @@ class Device(DeviceRole):
                 break
             port = self.ports[self._turn % len(self.ports)]
             self._turn += 1
-            try:
+            with contextlib.suppress(PeerViolation):  # which is told next
                 self._next = port.pop()
-            except PeerViolation as error:
-                self.needs_reset(str(error), port.number)
+            if port.queue.broken is not None and not port.told:
+                self._tell_broken(port)
         if self._next is None:
             return False
         self._by_queue[self._next.queue].taking = False
         return True
+
+    def _tell_broken(self, port: DevicePort) -> None:
+        self.needs_reset(str(port.queue.broken), port.number)
+        port.told = True
 
     def ready(self) -> bool:
         """Whether there is a chain to take, a violation to report, or a driver to say goodbye to."""

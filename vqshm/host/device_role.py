@@ -63,6 +63,7 @@ class DeviceRole(Endpoint):
         self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
         self.resetting = False  # it leaves because it reset the device
         self.resumed = False  # the driver's session was begun by another device process
+        self._goodbye: Message | None = None  # the device is letting go of its driver, and says so by this
         super().__init__(*args, **kwargs)
 
     # -- what a device fills in ----------------------------------------------------------------------------------------
@@ -117,14 +118,23 @@ class DeviceRole(Endpoint):
             self.peer_lost = what == "peer_gone" and event.get("reason") != DETACHED
 
     def let_go(self) -> None:
-        """Stop serving this driver, and tell the coordinator so."""
+        """Stop serving this driver, and tell the coordinator so. Once interrupted, `hear` does the rest."""
+        if self._goodbye is None:
+            self.peer_lost = self.driver_ended
+            self._goodbye = self._numbered({"type": "stopped"})
         self._stop_queues()
-        self.peer_lost = self.driver_ended
         self._forget_peer()
         self.leaving = False
         self.features = 0
-        if not self.closing:
-            self._tell({"type": "stopped"})
+        if not self.closing and not self._channel.has_sent(self._goodbye):
+            self._tell(self._goodbye)
+        self._goodbye = None
+
+    def hear(self) -> None:
+        """As `Endpoint.hear`."""
+        if self._goodbye is not None and not self._closed:
+            self.let_go()
+        super().hear()
 
     def needs_reset(self, reason: str, queue: int = 0) -> None:
         """Tell the driver that the device cannot go on until it is reset [2.1.2]."""

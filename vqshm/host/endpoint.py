@@ -17,7 +17,7 @@ import os
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from vqshm import spec
-from vqshm.closing import Closing
+from vqshm.closing import Closing, close_all
 from vqshm.errors import (
     CoordinatorGone,
     DeadlineExceeded,
@@ -36,11 +36,12 @@ from vqshm.host.system.liveness import ProcessId, Watch
 from vqshm.memory import GuestMemory, Region, atomic
 from vqshm.notify import Adaptive, Deadline, EventFd, Notifier, Semaphore, WaitStrategy, park_on
 from vqshm.ring import QueueConfig
-from vqshm.transport import GUEST_BASE, Channel, Manifest, Message, close_all
+from vqshm.transport import GUEST_BASE, Channel, Manifest, Message
 
 if TYPE_CHECKING:
     import mmap
 
+    from vqshm.closing import Owned
     from vqshm.transport import DevicePlan, QueuePlan
 
 CONTROL_TIMEOUT: Final = 5.0  # seconds; what a control call waits for the coordinator at most
@@ -69,6 +70,7 @@ class Endpoint(Closing):
         self.closing = False  # the coordinator is closing the region
         self._pid = os.getpid()
         self._closed = False
+        self._gone = False  # and everything was given back
         self._watch: Watch | None = None
         self._events: list[Message] = []
         self._serial = 0  # of the last control call; its answer carries the same
@@ -99,10 +101,8 @@ class Endpoint(Closing):
     def _open_region(self, deadline: Deadline) -> None:
         """Map the region, after its header was checked."""
         fd, self.header, self._region_plan = names.open_plan(self.region, deadline=deadline)
-        try:
-            self._mapping: mmap.mmap = pages.map_object(fd, self._region_plan.total_bytes)
-        finally:
-            os.close(fd)
+        with fd:
+            self._mapping: mmap.mmap = pages.map_object(fd.fileno(), self._region_plan.total_bytes)
         first = self._region_plan.manifest_bytes
         manifest = Manifest(Region(self._mapping, 0, first), self._region_plan)
         self.manifest = manifest
@@ -127,12 +127,11 @@ class Endpoint(Closing):
             close_all(fds)
             raise ProtocolError(f"the coordinator answered {reply['type']} with {len(fds)} descriptors to an attach")
         if self.notify == "eventfd":
-            pending = list(fds)
             try:
-                while pending:
-                    self._bells.append(EventFd.adopt(pending.pop(0)))
-            finally:
-                close_all(pending)
+                self._bells += map(EventFd.adopt, fds)
+            except BaseException:
+                close_all(fds)
+                raise
         else:
             for purpose in "KC":
                 bell = Semaphore.open(names.semaphore_name(self.region, purpose, self.plan.index))
@@ -152,20 +151,19 @@ class Endpoint(Closing):
 
     # -- control -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, request: Message, deadline: Deadline | None = None) -> tuple[Message, tuple[int, ...]]:
+    def _ask(self, request: Message, deadline: Deadline | None = None) -> tuple[Message, tuple[Owned, ...]]:
         """One control call. Events that come before the answer are kept. Raises what the coordinator answers."""
         self._check_usable()
         if self.coordinator_gone:
             self._no_coordinator()
         deadline = deadline or Deadline(CONTROL_TIMEOUT)
-        self._serial = (self._serial + 1) & 0xFFFF_FFFF
         try:
-            self._channel.send({**request, "serial": self._serial}, (), deadline)
+            self._channel.send(self._numbered(request), (), deadline)
             while True:
-                message, fds = self._channel.receive(deadline)
+                message, fds = self._channel.await_next(deadline)
                 if message.get("serial") == self._serial:
+                    self._channel.accept()
                     break
-                close_all(fds)
                 self._take_in(message)
         except DeadlineExceeded:
             raise DeadlineExceeded(self._unanswered(request)) from None
@@ -185,17 +183,22 @@ class Endpoint(Closing):
         self._check_usable()
         if self.coordinator_gone:
             return
-        self._serial = (self._serial + 1) & 0xFFFF_FFFF
         try:
-            self._channel.send({**request, "serial": self._serial}, (), Deadline(CONTROL_TIMEOUT))
+            self._channel.send(self._numbered(request), (), Deadline(CONTROL_TIMEOUT))
         except PeerGone:
             self._hear_last_words()
+
+    def _numbered(self, request: Message) -> Message:
+        """A request that says which answer belongs to it, unless it says so already."""
+        if "serial" in request:
+            return request
+        self._serial = (self._serial + 1) & 0xFFFF_FFFF
+        return {**request, "serial": self._serial}
 
     def _hear_last_words(self) -> None:
         """The coordinator is gone; what it said before is still there."""
         with contextlib.suppress(PeerGone):
-            while (received := self._channel.receive_now()) is not None:
-                close_all(received.fds)
+            while (received := self._channel.look()) is not None:
                 self._take_in(received.message)
         self.coordinator_gone = True
 
@@ -222,7 +225,7 @@ class Endpoint(Closing):
             )
         while not self.coordinator_gone:
             try:
-                received = self._channel.receive_now()
+                received = self._channel.look()
             except PeerGone:
                 self.coordinator_gone = True
                 break
@@ -231,9 +234,13 @@ class Endpoint(Closing):
                 raise
             if received is None:
                 break
-            close_all(received.fds)
             self._take_in(received.message)
         self._digest()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something was heard that could not be handled then, or not any more: `hear` does."""
+        return bool(self._events) or self._channel.pending
 
     def _is_whole(self) -> bool:
         return self._mapping.size() >= len(self._mapping)
@@ -246,11 +253,16 @@ class Endpoint(Closing):
             del self._events[0]  # last, so that one that could not be handled (no descriptor left) is not lost
 
     def _take_in(self, message: Message) -> None:
-        """Keep an event; drop the late answer to a call that nobody waits for any more."""
+        """Keep an event; drop the late answer to a call that nobody waits for any more. The next one is looked at then.
+
+        Once interrupted it is called again with the same one, before any event is digested.
+        """
         if message["type"] == "event":
-            self._events.append(message)
+            if not any(message is event for event in self._events):
+                self._events.append(message)
         elif not self._serial:
             raise ProtocolError(f"the coordinator sent {message['type']!r} unasked")
+        self._channel.drop()
 
     def _on_event(self, event: Message) -> None:
         """React to an event; for the roles."""
@@ -297,7 +309,7 @@ class Endpoint(Closing):
         watch = [] if self.coordinator_gone else [self._channel.fileno()]
         if self.peer_fileno() >= 0:
             watch.append(self.peer_fileno())
-        news = self._events or self.peer_gone  # nothing would wake us for what is known already
+        news = self.has_news or self.peer_gone  # nothing would wake us for what is known already
         park_on(list(dict.fromkeys(bells)), watch, 0 if news else timeout)
         self.hear()
 
@@ -310,9 +322,10 @@ class Endpoint(Closing):
     def close(self) -> None:
         """Give the role back.
 
-        Never raises, may be called twice; buffers still viewed stay mapped until the views die.
+        Never raises, may be called twice, and must be after an interruption; buffers still viewed stay mapped until the
+        views die.
         """
-        if self._closed:
+        if self._gone:
             return
         self._closed = True
         if os.getpid() == self._pid:
@@ -323,6 +336,7 @@ class Endpoint(Closing):
                 if not self.coordinator_gone:
                     self._channel.send({"type": "detach"}, (), Deadline(CONTROL_TIMEOUT))
         self._let_go()
+        self._gone = True
 
     def _leave(self) -> None:
         """Write into the region what is to be written before this role is given back."""

@@ -67,6 +67,7 @@ class DevicePort(_Port[DeviceQueue]):
         inflight = None if plan.inflight is None else plan.inflight.address
         queue = config.device(memory, inflight=inflight, tries=plan.tries_in(memory))
         super().__init__(plan.number, queue, kick, call, cells)
+        self.told = False  # the queue is broken, and the driver was told
         self.taking = False  # a chain is on its way from the ring to whoever called `pop`, who clears this
         self._before = self._left = 0  # next_avail and replays when that began
         self._asking = False  # a chain was returned, and whether the driver must be called is being asked
@@ -119,7 +120,9 @@ class DevicePort(_Port[DeviceQueue]):
     @property
     def has_work(self) -> bool:
         """Whether `pop` would find something: a chain, or a violation to report."""
-        return self.queue.broken is None and (self.queue.replays > 0 or self.queue.avail_idx() != self.queue.next_avail)
+        if self.queue.broken is not None:
+            return not self.told
+        return self.queue.replays > 0 or self.queue.avail_idx() != self.queue.next_avail
 
     def complete(self, chain: DescriptorChain, written: int) -> None:
         """Return a chain, and call the driver if it wants that."""

@@ -8,7 +8,6 @@ So there is never a lock around a ring, and who dies takes nobody's lane with it
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -93,7 +92,7 @@ def lanes_of(region: str) -> list[list[str]]:
     Raises NotFound if there is no such region, or it is no channel.
     """
     fd, _, plan = names.open_plan(region)
-    os.close(fd)
+    fd.close()
     table: dict[int, dict[int, str]] = {}
     for device in plan.devices:
         match = _LANE.fullmatch(device.name)

@@ -6,11 +6,13 @@ loop is given is that epoll, too. With semaphores a sleep is cut into slices.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
 from typing import TYPE_CHECKING, Any
 
+from vqshm.closing import close_all, owned
 from vqshm.errors import InvalidState
 from vqshm.notify import EventFd, park_on
 from vqshm.notify.bed import Bed
@@ -19,6 +21,7 @@ from vqshm.notify.wait import GLANCE_SECONDS, LONGEST_SLEEP
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vqshm.closing import Owned
     from vqshm.message.ends import End
     from vqshm.notify import Notifier
 
@@ -83,12 +86,12 @@ class Ears:
     @property
     def bed(self) -> Bed | None:
         """To sleep on for the one lane there is, where nothing but news ends a sleep and no event loop watches."""
-        return None if self.given_out or self._ends[0]._endpoint._events else self._bed  # noqa: SLF001
+        return None if self.given_out or self._ends[0]._endpoint.has_news else self._bed  # noqa: SLF001
 
     def listen(self, seconds: float | None) -> bool:
         """Sleep at most so long until there is news, and take it in: whether there was any."""
         for end in self._ends:
-            if end._endpoint._events:  # noqa: SLF001 - heard before, and could not be handled then
+            if end._endpoint.has_news:  # noqa: SLF001 - heard before, and could not be handled then
                 end._endpoint.hear()  # noqa: SLF001
         if self._epoll is None:
             return self._listen_in_slices(seconds)
@@ -135,23 +138,29 @@ class Ears:
         if watch is not None and watch.fileno() >= 0 and number not in self._peers:
             # A duplicate: the endpoint closes its own whenever it likes, and a process that was forked meanwhile would
             # keep it in the epoll for ever, where nobody could remove it any more.
-            fd = os.dup(watch.fileno())
-            self._peers[number] = _Peer(watch, fd)
-            self._add(fd, "peer", number)
+            self._peers[number] = _Peer(watch, owned(os.dup, watch.fileno()))
+        if number in self._peers:
+            self._add(self._peers[number].copy.fileno(), "peer", number)
 
     def _forget(self, number: int) -> None:
-        fd = self._peers.pop(number).fd
-        self._remove(fd)
-        os.close(fd)
+        peer = self._peers.get(number)
+        if peer is not None:
+            if not peer.copy.closed:
+                self._remove(peer.copy.fileno())
+            peer.copy.close()
+            del self._peers[number]
 
     def _add(self, fd: int | None, what: str, number: int) -> None:
-        if fd is not None and self._epoll is not None:
-            self._epoll.register(fd, select.EPOLLIN)
+        if fd is not None and self._epoll is not None and fd not in self._sources:
+            with contextlib.suppress(FileExistsError):  # an interrupted call came that far
+                self._epoll.register(fd, select.EPOLLIN)
             self._sources[fd] = what, number
 
     def _remove(self, fd: int) -> None:
-        if self._sources.pop(fd, None) is not None and self._epoll is not None:
-            self._epoll.unregister(fd)
+        if fd in self._sources and self._epoll is not None:
+            with contextlib.suppress(FileNotFoundError):  # an interrupted call came that far
+                self._epoll.unregister(fd)
+            del self._sources[fd]
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -159,16 +168,15 @@ class Ears:
             self._epoll.close()
             self._epoll = self._bed = None
         self._sources.clear()
-        for peer in self._peers.values():
-            os.close(peer.fd)
+        close_all(peer.copy for peer in self._peers.values())
         self._peers.clear()
 
 
 class _Peer:
     """A process that is watched: by whom else, and by which descriptor of ours."""
 
-    __slots__ = ("fd", "watch")
+    __slots__ = ("copy", "watch")
 
-    def __init__(self, watch: Any, fd: int) -> None:
+    def __init__(self, watch: Any, copy: Owned) -> None:
         self.watch = watch
-        self.fd = fd
+        self.copy = copy

@@ -7,6 +7,7 @@ cimport vqshm.notify.kernel as kernel
 
 cdef class EventFd:
     cdef int _fd
+    cdef object _owner
 
     cpdef int fileno(self) except -1
     cpdef signal(self)

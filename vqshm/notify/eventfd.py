@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
+from vqshm.closing import owned
 from vqshm.errors import InvalidState, ProtocolError
 from vqshm.notify import kernel
 from vqshm.notify.wait import Deadline, park_on
@@ -25,6 +26,7 @@ from vqshm.notify.wait import Deadline, park_on
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from vqshm.closing import Owned
     from vqshm.notify.notifier import Notifier
 
 _CLOSED: Final = -1
@@ -33,30 +35,32 @@ _CLOSED: Final = -1
 class EventFd:
     """One eventfd, non-blocking and close-on-exec. A context manager, as `Closing`, which no compiled class can be."""
 
-    def __init__(self, fd: int) -> None:
-        """Own `fd`, which the caller knows to be an eventfd; see `create` and `adopt`."""
-        self._fd = fd
+    def __init__(self, owner: Owned) -> None:
+        """Use what `owner` owns, which the caller knows to be an eventfd; see `create` and `adopt`."""
+        self._owner = owner
+        self._fd = owner.fileno()
 
     @classmethod
     def create(cls) -> Self:
         """Make one, nothing pending. Raises OSError (EMFILE, ENFILE)."""
-        return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        return cls(owned(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     @classmethod
-    def adopt(cls, fd: int) -> Self:
-        """Own a descriptor that somebody sent.
+    def adopt(cls, owner: Owned) -> Self:
+        """Use a descriptor that somebody sent.
 
-        Raises: ProtocolError if it is not a plain eventfd; `fd` is closed then.
+        Raises: ProtocolError if it is not a plain eventfd; it is closed then.
         """
         try:
+            fd = owner.fileno()
             _check_is_eventfd(fd)
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
         except BaseException:
             with contextlib.suppress(OSError):
-                os.close(fd)
+                owner.close()
             raise
-        return cls(fd)
+        return cls(owner)
 
     @property
     def kind(self) -> Literal["eventfd"]:
@@ -87,9 +91,8 @@ class EventFd:
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
-        fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
-            os.close(fd)
+        self._fd = _CLOSED
+        self._owner.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ What virtio calls a transport [4] is here a region that starts with a manifest, 
 from vqshm.transport import features, status
 from vqshm.transport.cells import DeviceCells, DeviceCounters, DriverCounters, Manifest, QueueCells
 from vqshm.transport.config import ConfigSpace
-from vqshm.transport.control import Channel, Credentials, Received, check_peer, close_all, peer_credentials
+from vqshm.transport.control import Channel, Credentials, Received, check_peer, peer_credentials
 from vqshm.transport.manifest import Header, read_header, read_manifest, write_manifest
 from vqshm.transport.messages import MAX_FDS, MESSAGES, Message, clip, validate
 from vqshm.transport.planning import (
@@ -47,7 +47,6 @@ __all__ = [
     "check_name",
     "check_peer",
     "clip",
-    "close_all",
     "features",
     "peer_credentials",
     "plan",

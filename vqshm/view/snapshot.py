@@ -239,11 +239,9 @@ def take(name: str) -> RegionSnapshot:
 def _map(name: str) -> tuple[Header, Plan, mmap.mmap]:
     """Header, plan and mapping of a region; every field is checked before anything of that size is mapped."""
     fd, header, plan = open_plan(name, writable=False, deadline=Deadline(CONTROL_TIMEOUT))
-    try:
+    with fd:
         # Not populated, unlike for those who work in it: of a large region only the rings are looked at.
-        return header, plan, mmap.mmap(fd, plan.total_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    finally:
-        os.close(fd)
+        return header, plan, mmap.mmap(fd.fileno(), plan.total_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
 
 def _command(pid: int) -> str:

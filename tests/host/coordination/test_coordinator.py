@@ -31,6 +31,7 @@ from vqshm_harness import (
 )
 
 from vqshm import Coordinator, Device, Driver, spec
+from vqshm.closing import close_all
 from vqshm.errors import (
     CoordinatorGone,
     DeadlineExceeded,
@@ -49,7 +50,7 @@ from vqshm.host import ProcessId, look_at
 from vqshm.host.coordination.coordinator import MAX_CLIENTS
 from vqshm.host.system import names, shm
 from vqshm.notify import Deadline
-from vqshm.transport import Channel, DeviceSpec, QueueSpec, close_all
+from vqshm.transport import Channel, DeviceSpec, QueueSpec
 
 RING = spec.mask(spec.VIRTIO_F_VERSION_1)
 

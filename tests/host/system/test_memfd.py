@@ -72,15 +72,15 @@ def test_buffers_flow_through_memory_that_has_no_name(sealed):
 @pytest.mark.fault("E02")
 def test_nobody_can_cut_or_stretch_or_unseal_it(sealed):
     fd = handed_over(sealed)
-    size = os.fstat(fd).st_size
+    size = os.fstat(fd.fileno()).st_size
     for change in (0, size - PAGE, size + PAGE):
         with pytest.raises(PermissionError):
-            os.ftruncate(fd, change)
+            os.ftruncate(fd.fileno(), change)
     with pytest.raises(PermissionError):
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    assert os.fstat(fd).st_size == size
-    assert not os.get_inheritable(fd)
-    os.close(fd)
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert os.fstat(fd.fileno()).st_size == size
+    assert not os.get_inheritable(fd.fileno())
+    fd.close()
 
 
 @pytest.mark.fault("E01")
@@ -100,27 +100,27 @@ def test_no_room_is_an_error_and_leaves_nothing(name, monkeypatch, number):
 @pytest.mark.fault("E02")
 def test_its_pages_are_reserved_when_it_is_made(name):
     fd, memory = memfd.create(name, 8 * PAGE)
-    assert os.fstat(fd).st_blocks * 512 >= 8 * PAGE
+    assert os.fstat(fd.fileno()).st_blocks * 512 >= 8 * PAGE
     memory.close()
-    os.close(fd)
+    fd.close()
 
 
 def test_an_observer_is_handed_memory_it_cannot_write(sealed):
     fd, _, plan = open_plan(sealed.name, writable=False)
-    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    assert fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     with pytest.raises(PermissionError):
-        mmap.mmap(fd, plan.total_bytes)
-    os.close(fd)
+        mmap.mmap(fd.fileno(), plan.total_bytes)
+    fd.close()
     assert take(sealed.name).coordinator.pid == sealed.coordinator.pid
 
 
 def test_a_region_with_a_name_is_handed_over_as_it_is(region):
     """In case somebody removes that name."""
     fd = memory_from(names.socket_path(region.name))
-    assert os.path.samestat(os.fstat(fd), (shm.DIRECTORY / f"vqshm.{region.name}").stat())
+    assert os.path.samestat(os.fstat(fd.fileno()), (shm.DIRECTORY / f"vqshm.{region.name}").stat())
     with pytest.raises(UntrustedPeer, match="not sealed"):
         memfd.check(fd, region.name)
-    os.close(fd)
+    fd.close()
 
 
 def memory_from(path):

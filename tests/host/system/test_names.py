@@ -367,5 +367,5 @@ def test_the_header_is_judged_on_a_copy_of_its_first_bytes(region):
             open_plan(region.name)
         head[24:32] = struct.pack("<Q", size)
     fd, _, plan = open_plan(region.name)
-    os.close(fd)
+    fd.close()
     assert plan.total_bytes == size

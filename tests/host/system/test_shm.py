@@ -56,8 +56,8 @@ def test_an_object_is_its_users_alone_whatever_the_umask(name, umask):
 def test_an_object_is_made_of_zeros_and_shared(name, flat):
     made = shm.create(name, 3 * PAGE)
     fd, size = shm.open_object(name)
-    mapped = pages.map_object(fd, size)
-    os.close(fd)
+    mapped = pages.map_object(fd.fileno(), size)
+    fd.close()
     assert size == 3 * PAGE
     assert mapped[:] == bytes(size)
     made[5] = 7
@@ -91,8 +91,8 @@ def test_a_symlink_under_the_name_is_not_followed(name, tmp_path):
 def test_a_mapping_that_may_only_read_cannot_write(name):
     shm.create(name, PAGE).close()
     fd, size = shm.open_object(name, writable=False)
-    mapped = pages.map_object(fd, size, writable=False)
-    os.close(fd)
+    mapped = pages.map_object(fd.fileno(), size, writable=False)
+    fd.close()
     with pytest.raises(TypeError):
         mapped[0] = 1
     mapped.close()
@@ -101,8 +101,8 @@ def test_a_mapping_that_may_only_read_cannot_write(name):
 def test_descriptors_are_not_inherited(name):
     shm.create(name, PAGE).close()
     fd, _ = shm.open_object(name)
-    assert not os.get_inheritable(fd)
-    os.close(fd)
+    assert not os.get_inheritable(fd.fileno())
+    fd.close()
 
 
 # -- no room -----------------------------------------------------------------------------------------------------------
@@ -233,9 +233,9 @@ def test_without_descriptors_there_is_an_error_and_no_leak(name):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for fd in spare:
-            os.close(fd)
+            fd.close()
     assert descriptors() == before
-    os.close(shm.open_object(name)[0])
+    shm.open_object(name)[0].close()
     made.close()
 
 
@@ -252,8 +252,8 @@ def test_an_object_is_in_the_making_until_its_maker_lets_go(name):
     assert shm.in_the_making(fd)
     made.close()
     assert not shm.in_the_making(fd)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # to ask keeps no lock
-    os.close(fd)
+    fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # to ask keeps no lock
+    fd.close()
 
 
 def maker(me, name):
@@ -270,5 +270,5 @@ def test_an_object_whose_maker_was_killed_is_not_in_the_making(start, name):
     assert shm.in_the_making(fd)
     actor.kill()
     assert not shm.in_the_making(fd)
-    os.close(fd)
+    fd.close()
     clear_away(name)

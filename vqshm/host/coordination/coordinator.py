@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vqshm import errors
-from vqshm.closing import Closing
+from vqshm.closing import Closing, owned
 from vqshm.errors import (
     ForkedHandle,
     InvalidState,
+    NameInUse,
     PeerGone,
     ProtocolError,
     RuleError,
@@ -55,6 +56,7 @@ from vqshm.transport import (
 if TYPE_CHECKING:
     import mmap
 
+    from vqshm.closing import Owned
     from vqshm.notify.notifier import Kind
 
 MAX_CLIENTS = 256  # connections at a time; for one more the oldest without a role is dropped
@@ -98,6 +100,8 @@ class Coordinator(Closing):
             )
         self._pid = os.getpid()
         self._closed = False
+        self._gone = False  # and nothing is left of it
+        self._ground: Ground | None = None
         self._clients: dict[int, Client] = {}
         self._watched: dict[int, Client] = {}
         self._slots: list[Slot] = []
@@ -107,20 +111,20 @@ class Coordinator(Closing):
         try:
             with names.naming_lock():
                 take_name(self.name)
-                # Whatever fails before this: nothing is ours.
-                self._ground = Ground(self.name, self.plan.total_bytes, memory, hints)
                 try:
-                    self._publish()
-                except BaseException:
-                    names.remove(self.name)
+                    self._ground = Ground(self.name, self.plan.total_bytes, memory, hints)
+                    self._publish(self._ground)
+                except BaseException as error:
+                    if self._ground is not None or not isinstance(error, NameInUse):  # else it is somebody else's
+                        names.remove(self.name)
                     raise
+            _all.add(self)
         except BaseException:
-            self._close_descriptors()
+            self.close()
             raise
-        _all.add(self)
 
-    def _publish(self) -> None:
-        manifest = Manifest(Region(self._ground.memory), self.plan)
+    def _publish(self, ground: Ground) -> None:
+        manifest = Manifest(Region(ground.memory), self.plan)
         for device in self.plan.devices:
             kicks, calls = self._doorbells(device.index, len(device.queues))
             self._slots.append(Slot(device, manifest.device(device.index), manifest.config(device.index), kicks, calls))
@@ -132,7 +136,7 @@ class Coordinator(Closing):
         path.chmod(0o600)
         self._listener.listen(BACKLOG)
         self._poller.register(self._listener, select.POLLIN)
-        self._ground.publish(self.plan, self.notify)
+        ground.publish(self.plan, self.notify)
 
     def _doorbells(self, device: int, queues: int) -> tuple[list[Notifier], list[Notifier]]:
         """The kicks and the calls of a device: an eventfd for each queue, or one semaphore, as none can be polled."""
@@ -148,12 +152,20 @@ class Coordinator(Closing):
     @property
     def memory(self) -> mmap.mmap:
         """The whole region, as it is mapped here."""
-        return self._ground.memory
+        return self._own_ground.memory
+
+    @property
+    def _own_ground(self) -> Ground:
+        assert self._ground is not None  # noqa: S101 - it was made
+        return self._ground
 
     # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, stop: int = -1) -> None:
-        """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception comes (Ctrl-C)."""
+        """Serve until descriptor `stop` becomes readable, `close()` was called, or an exception comes (Ctrl-C).
+
+        After one that a signal handler raised there is nothing to do but `close`: a client may be half answered.
+        """
         if stop >= 0:
             self._poller.register(stop, select.POLLIN)
         try:
@@ -174,7 +186,7 @@ class Coordinator(Closing):
         for client in self._clients.values():
             self._poller.modify(client.channel, client.channel.events)
         ready = [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
-        self._ground.check_whole()
+        self._own_ground.check_whole()
         for fd in ready:
             if fd == self._listener.fileno():
                 self._accept()
@@ -210,7 +222,7 @@ class Coordinator(Closing):
 
     def _turn_away(self) -> None:
         """No descriptors are left. Who connects is accepted with the spare one, or would be reported for ever."""
-        os.close(self._spare)
+        self._spare.close()
         with contextlib.suppress(OSError):
             self._listener.accept()[0].close()
         self._spare = _spare()
@@ -304,15 +316,12 @@ class Coordinator(Closing):
 
     def _open(self, client: Client, *, writable: bool) -> None:
         """Hand over the memory, with no more rights than were asked for."""
-        fd = self._ground.fd
+        fd = self._own_ground.fd
         if writable:
             client.reply({"type": "opened"}, (fd,))
             return
-        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            client.reply({"type": "opened"}, (reader,))
-        finally:
-            os.close(reader)
+        with owned(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC) as reader:
+            client.reply({"type": "opened"}, (reader.fileno(),))
 
     def _listing(self) -> Message:
         me = ProcessId.own()
@@ -345,18 +354,21 @@ class Coordinator(Closing):
     def close(self) -> None:
         """Tell everybody, close the sockets, remove the names.
 
-        Who has the region mapped keeps it. May be called twice. While `serve` runs, call it from the same thread only.
+        Who has the region mapped keeps it. May be called twice, and must be after an interruption. While `serve` runs,
+        call it from the same thread only.
         """
-        if self._closed or os.getpid() != self._pid:
+        if self._gone or os.getpid() != self._pid:
             return
         self._closed = True
-        _all.discard(self)
         for client in self._clients.values():
             client.event("closing")
         self._close_descriptors()
-        with names.naming_lock():
-            if self._ground.has_name():
-                names.remove(self.name)
+        if self._ground is not None:
+            with names.naming_lock():
+                if self._ground.has_name():
+                    names.remove(self.name)
+        _all.discard(self)
+        self._gone = True
 
     def _close_descriptors(self) -> None:
         for client in self._clients.values():
@@ -365,12 +377,12 @@ class Coordinator(Closing):
                 client.watch.close()
         self._clients.clear()
         self._watched.clear()
-        for thing in (getattr(self, "_listener", None), getattr(self, "_ground", None)):
+        for thing in (getattr(self, "_listener", None), self._ground):
             if thing is not None:
                 thing.close()
         for bell in self._bells:
             bell.close()
-        os.close(self._spare)
+        self._spare.close()
 
     def __repr__(self) -> str:
         return f"<Coordinator {self.name!r} {'closed' if self._closed else f'{len(self._clients)} clients'}>"
@@ -381,8 +393,8 @@ def _error(error: VqshmError) -> Message:
     return {"type": "error", "kind": kind.__name__, "message": clip(str(error))}
 
 
-def _spare() -> int:
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+def _spare() -> Owned:
+    return owned(os.open, os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 # A forked child holds the sockets of a coordinator, too; nobody would see the end of the parent by them any more.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from vqshm.errors import NameInUse, NotFound, RegionShrunk, StaleSession
+from vqshm.closing import close_all
+from vqshm.errors import InvalidState, NameInUse, NotFound, RegionShrunk, StaleSession
 from vqshm.host.system import memfd, names, shm
 from vqshm.host.system.liveness import ProcessId
 from vqshm.memory import Region
@@ -18,6 +19,7 @@ from vqshm.transport import Plan, write_manifest
 if TYPE_CHECKING:
     import mmap
 
+    from vqshm.closing import Owned
     from vqshm.host.system.pages import Hints
     from vqshm.notify.notifier import Kind
 
@@ -31,8 +33,8 @@ class Ground:
     def __init__(self, name: str, size: int, kind: MemoryKind, hints: Hints) -> None:
         """Make it. Raises NameInUse, ShmFull; nothing is left behind then."""
         self.name = name
-        self.fd = -1  # to be handed over
-        self._paper = -1
+        self._object: Owned | None = None  # to be handed over
+        self._paper: Owned | None = None
         self.memory: mmap.mmap
         self._face = names.paper_path(name) if kind == "memfd" else shm.DIRECTORY / shm.object_name(name)[1:]
         if kind == "named":
@@ -42,9 +44,9 @@ class Ground:
         try:
             self._identity = self._face.lstat()
             if kind == "named":
-                self.fd, _ = shm.open_object(name)
+                self._object, _ = shm.open_object(name)
             else:
-                self.fd, self.memory = memfd.create(name, size, hints)
+                self._object, self.memory = memfd.create(name, size, hints)
         except BaseException:
             self.close()
             names.remove(name)
@@ -54,10 +56,16 @@ class Ground:
         """Write the manifest: from now on the region can be found."""
         region, me = Region(self.memory), ProcessId.own()
         write_manifest(region, plan, name=self.name, pid=me.pid, start_time=me.start_time, notify=notify)
-        if self._paper >= 0:
+        if self._paper is not None:
             memfd.write_paper(self._paper, region.read(0, plan.cells_at))
-            os.close(self._paper)
-            self._paper = -1
+            self._paper.close()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the memory, to be handed over. Raises InvalidState when closed."""
+        if self._object is None or self._object.closed:
+            raise InvalidState(f"the memory of region {self.name!r} is not open here")
+        return self._object.fileno()
 
     def has_name(self) -> bool:
         """Whether the name still leads here, or to nothing: somebody may have removed it and made another."""
@@ -77,10 +85,7 @@ class Ground:
 
     def close(self) -> None:
         """Close the descriptors; who has the memory mapped keeps it. May be called twice."""
-        for fd in (self.fd, self._paper):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._paper = -1
+        close_all(each for each in (self._object, self._paper) if each is not None)
 
 
 def take_name(name: str) -> None:

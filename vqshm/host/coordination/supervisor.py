@@ -80,7 +80,7 @@ def give_up(device: Handle, reason: str, timeout: float = CONTROL_TIMEOUT) -> No
     """
     deadline = Deadline(timeout)
     fd, header, plan = names.open_plan(device.region, deadline=deadline)
-    os.close(fd)
+    fd.close()
     name = device.device or plan.devices[0].name
     channel = connect(
         names.socket_path(device.region), device.region, max_fds=0, coordinator=header.pid, deadline=deadline

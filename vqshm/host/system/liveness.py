@@ -13,7 +13,12 @@ import contextlib
 import os
 import select
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from vqshm.closing import owned
+
+if TYPE_CHECKING:
+    from vqshm.closing import Owned
 
 _STATE, _THREADS, _START_TIME = 0, 17, 19  # positions behind the command's name in /proc/PID/stat
 _ENDED = {"Z", "X", "x"}
@@ -54,10 +59,10 @@ class Watch:
 
     def __init__(self, process: ProcessId) -> None:
         self.process = process
-        self._fd = -1
+        self._pidfd: Owned | None = None
         if process.pid > 0:
             with contextlib.suppress(ProcessLookupError):
-                self._fd = os.pidfd_open(process.pid)
+                self._pidfd = owned(os.pidfd_open, process.pid)
         try:
             ended = not process.alive  # the pid was used again before it was opened, or a zombie holds it
         except BaseException:
@@ -68,19 +73,19 @@ class Watch:
 
     def fileno(self) -> int:
         """The pidfd, or -1 if the process had ended before it could be watched."""
-        return self._fd
+        return -1 if self._pidfd is None or self._pidfd.closed else self._pidfd.fileno()
 
     @property
     def ended(self) -> bool:
         """Whether the process has ended."""
-        if self._fd < 0:
+        fd = self.fileno()
+        if fd < 0:
             return True
         poller = select.poll()
-        poller.register(self._fd, select.POLLIN)
+        poller.register(fd, select.POLLIN)
         return bool(poller.poll(0))
 
     def close(self) -> None:
         """Close the pidfd; the process counts as ended from then on. May be called twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._pidfd is not None:
+            self._pidfd.close()

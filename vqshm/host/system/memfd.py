@@ -18,6 +18,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vqshm.closing import owned
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
 from vqshm.host.system import pages
 from vqshm.host.system.shm import check_ours
@@ -25,20 +26,23 @@ from vqshm.host.system.shm import check_ours
 if TYPE_CHECKING:
     import mmap
 
+    from vqshm.closing import Owned
+
 SUFFIX: Final = ".memfd"
 SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _MAGIC_BYTES: Final = 8
 
 
-def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> tuple[int, mmap.mmap]:
+def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> tuple[Owned, mmap.mmap]:
     """Make a sealed object of `size` bytes, zero-filled, all pages reserved: descriptor and mapping. Raises ShmFull."""
-    fd = os.memfd_create(_label(region), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    owner = owned(os.memfd_create, _label(region), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
+        fd = owner.fileno()
         os.fchmod(fd, 0o600)
         memory = pages.reserve(fd, size, hints)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
-        os.close(fd)
+        owner.close()
         if error.errno in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
             raise ShmFull(
                 f"region {region!r} needs {size:,} bytes of memory, which cannot be reserved: {error.strerror}; make "
@@ -47,13 +51,14 @@ def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> tuple
             ) from error
         raise
     except BaseException:
-        os.close(fd)
+        owner.close()
         raise
-    return fd, memory
+    return owner, memory
 
 
-def check(fd: int, region: str) -> int:
+def check(owner: Owned, region: str) -> int:
     """The size of the object that somebody handed over. Raises UntrustedPeer unless it is sealed and this user's."""
+    fd = owner.fileno()
     status = os.fstat(fd)
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -66,7 +71,7 @@ def check(fd: int, region: str) -> int:
     return status.st_size
 
 
-def find(region: str, first: bytes) -> int | None:
+def find(region: str, first: bytes) -> Owned | None:
     """A descriptor of the object that begins with `first`, from a process that still has it open; None if none has."""
     label = f"/memfd:{_label(region)} (deleted)"
     for process in Path("/proc").glob("[0-9]*"):
@@ -82,17 +87,17 @@ def find(region: str, first: bytes) -> int | None:
                 continue
             try:
                 check(fd, region)
-                if os.pread(fd, len(first), 0) == first:
+                if os.pread(fd.fileno(), len(first), 0) == first:
                     return fd
             except UntrustedPeer:
                 pass
-            os.close(fd)
+            fd.close()
     return None
 
 
-def _open_if(path: Path, label: str) -> int | None:
+def _open_if(path: Path, label: str) -> Owned | None:
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC) if str(path.readlink()) == label else None
+        return owned(os.open, path, os.O_RDWR | os.O_CLOEXEC) if str(path.readlink()) == label else None
     except OSError as error:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
@@ -111,33 +116,35 @@ def existing(directory: Path) -> list[str]:
     return sorted(path.name.removesuffix(SUFFIX) for path in directory.glob(f"*{SUFFIX}"))
 
 
-def start_paper(path: Path, region: str, size: int) -> int:
+def start_paper(path: Path, region: str, size: int) -> Owned:
     """Make an empty paper, locked as long as the descriptor is open. Raises NameInUse."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        paper = owned(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError as error:
         raise NameInUse(f"{path} exists already", name=region) from error
     try:
+        fd = paper.fileno()
         fcntl.flock(fd, fcntl.LOCK_EX)
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, size)
     except BaseException:
-        os.close(fd)
+        paper.close()
         path.unlink()
         raise
-    return fd
+    return paper
 
 
-def write_paper(fd: int, first: bytes) -> None:
+def write_paper(paper: Owned, first: bytes) -> None:
     """Write what the region begins with; from the last store on the region can be found."""
+    fd = paper.fileno()
     os.pwrite(fd, first[_MAGIC_BYTES:], _MAGIC_BYTES)
     os.pwrite(fd, first[:_MAGIC_BYTES], 0)
 
 
-def open_paper(path: Path, region: str) -> tuple[int, int]:
+def open_paper(path: Path, region: str) -> tuple[Owned, int]:
     """(descriptor, size) of a paper; the descriptor is the caller's. Raises NotFound, UntrustedPeer."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        paper = owned(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise NotFound(f"there is no region {region!r}", name=region) from error
     except OSError as error:
@@ -145,9 +152,9 @@ def open_paper(path: Path, region: str) -> tuple[int, int]:
             raise
         raise UntrustedPeer(f"{path} is no paper of a region: {error.strerror}", name=region) from error
     try:
-        status = os.fstat(fd)
+        status = os.fstat(paper.fileno())
         check_ours(region, status)
     except BaseException:
-        os.close(fd)
+        paper.close()
         raise
-    return fd, status.st_size
+    return paper, status.st_size

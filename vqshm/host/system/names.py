@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vqshm.closing import Owned, owned
 from vqshm.errors import DeadlineExceeded, InvalidState, NotFound, RuleError, UntrustedPeer, VersionMismatch
 from vqshm.host.connection import fetch_memory
 from vqshm.host.system import memfd, sessions, shm
@@ -89,16 +90,13 @@ def naming_lock() -> Iterator[None]:
     Raises DeadlineExceeded if somebody holds it for `LOCK_TIMEOUT` seconds.
     """
     path = runtime_directory() / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     deadline = Deadline(LOCK_TIMEOUT)
-    try:
-        while not _locked(fd):
+    with owned(os.open, path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600) as lock:
+        while not _locked(lock.fileno()):
             if deadline.expired:
                 raise DeadlineExceeded(f"another process, stopped perhaps, holds {path}; see /proc/locks")
             time.sleep(_LOCK_PAUSE)
         yield
-    finally:
-        os.close(fd)
 
 
 def _locked(fd: int) -> bool:
@@ -196,10 +194,8 @@ def _holders(region: str) -> tuple[sessions.Session, ...]:
     if left is None:
         return ()
     fd, _, plan = left
-    try:
-        return tuple(sessions.living(fd, plan))
-    finally:
-        os.close(fd)
+    with fd:
+        return tuple(sessions.living(fd.fileno(), plan))
 
 
 def look_at_all() -> list[Found]:
@@ -211,7 +207,7 @@ def look_at_all() -> list[Found]:
     return found
 
 
-def open_plan(region: str, *, writable: bool = True, deadline: Deadline = _FOREVER) -> tuple[int, Header, Plan]:
+def open_plan(region: str, *, writable: bool = True, deadline: Deadline = _FOREVER) -> tuple[Owned, Header, Plan]:
     """(descriptor, header, plan) of a region, every field of it checked before anything of that size is mapped.
 
     The descriptor is the caller's. Raises NotFound (the message lists what exists), UntrustedPeer, InvalidState (half
@@ -224,24 +220,22 @@ def open_plan(region: str, *, writable: bool = True, deadline: Deadline = _FOREV
     try:
         return fd, *_read(fd, size)
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
 
 
-def open_deserted(region: str) -> tuple[int, Header, Plan] | None:
+def open_deserted(region: str) -> tuple[Owned, Header, Plan] | None:
     """As `open_plan`, without the coordinator, which has ended; None if its memory is gone with it."""
     if not paper_path(region).exists():
         return open_plan(region)
     paper, size = memfd.open_paper(paper_path(region), region)
-    try:
+    with paper:
         header, plan = _read(paper, size)
-        fd = memfd.find(region, os.pread(paper, plan.cells_at, 0))
-    finally:
-        os.close(paper)
+        fd = memfd.find(region, os.pread(paper.fileno(), plan.cells_at, 0))
     return None if fd is None else (fd, header, plan)
 
 
-def _fetch(region: str, *, writable: bool, deadline: Deadline) -> tuple[int, int]:
+def _fetch(region: str, *, writable: bool, deadline: Deadline) -> tuple[Owned, int]:
     """(descriptor, size) of the memory of a region that has no name, or none any more, from its coordinator."""
     sealed = True
     try:
@@ -252,24 +246,22 @@ def _fetch(region: str, *, writable: bool, deadline: Deadline) -> tuple[int, int
             raise NotFound(f"there is no region {region!r}; {_listing()}", name=region) from None
         sealed = False  # or it is, and its paper was removed: who it belongs to is checked all the same
     else:
-        try:
+        with paper:
             pid = _read(paper, size)[0].pid
-        finally:
-            os.close(paper)
     fd = fetch_memory(socket_path(region), region, writable=writable, coordinator=pid, deadline=deadline)
     try:
         if sealed:
             return fd, memfd.check(fd, region)
-        status = os.fstat(fd)
+        status = os.fstat(fd.fileno())
         shm.check_ours(region, status)
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
     return fd, status.st_size
 
 
-def _read(fd: int, size: int) -> tuple[Header, Plan]:
-    first = os.pread(fd, _FIRST_BYTES, 0)
+def _read(fd: Owned, size: int) -> tuple[Header, Plan]:
+    first = os.pread(fd.fileno(), _FIRST_BYTES, 0)
     return read_header(first, size), read_manifest(first, size)
 
 
@@ -331,8 +323,6 @@ def _first_bytes(region: str) -> tuple[int, bytes, bool]:
         fd, size = shm.open_object(check_name(region), writable=False)
     except NotFound:
         fd, size = memfd.open_paper(paper_path(region), region)
-    try:
+    with fd:
         locked = shm.in_the_making(fd)  # asked first: a maker that is done by now has written the magic
-        return size, os.pread(fd, _FIRST_BYTES, 0), locked
-    finally:
-        os.close(fd)
+        return size, os.pread(fd.fileno(), _FIRST_BYTES, 0), locked

@@ -15,15 +15,19 @@ import errno
 import fcntl
 import os
 import stat
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vqshm.closing import own
 from vqshm.errors import NameInUse, NotFound, ShmFull, UntrustedPeer
 from vqshm.host.system import pages
 from vqshm.notify.semaphore import numbered
 
 if TYPE_CHECKING:
     import mmap
+
+    from vqshm.closing import Owned
 
 DIRECTORY: Final = Path("/dev/shm")  # where POSIX shared memory lives on Linux
 PREFIX: Final = "vqshm."
@@ -48,14 +52,15 @@ def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> mmap.
     name = object_name(region)
     try:
         with numbered():
-            memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+            owner = _opened(name, posix_ipc.O_CREX, 0o600)
     except posix_ipc.ExistentialError as error:
         raise NameInUse(f"shared memory {name} exists already", name=region) from error
     try:
         # Held for as long as the object is mapped: whoever sweeps sees that it has a maker (`in_the_making`).
-        fcntl.flock(memory.fd, fcntl.LOCK_EX)
-        os.fchmod(memory.fd, 0o600)  # whatever the umask was
-        return pages.reserve(memory.fd, size, hints)
+        fd = owner.fileno()
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.fchmod(fd, 0o600)  # whatever the umask was
+        return pages.reserve(fd, size, hints)
     except OSError as error:
         unlink(region)
         if error.errno in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
@@ -72,10 +77,10 @@ def create(region: str, size: int, hints: pages.Hints = pages.NO_HINTS) -> mmap.
         unlink(region)
         raise
     finally:
-        memory.close_fd()
+        owner.close()
 
 
-def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
+def open_object(region: str, *, writable: bool = True) -> tuple[Owned, int]:
     """(descriptor, size in bytes) of an object of this user; the descriptor is the caller's to close.
 
     Raises NotFound, UntrustedPeer.
@@ -85,24 +90,25 @@ def open_object(region: str, *, writable: bool = True) -> tuple[int, int]:
         # Looked at before it is opened, too: to open a FIFO would block.
         check_ours(region, (DIRECTORY / object_name(region)[1:]).lstat())
         with numbered():
-            memory = posix_ipc.SharedMemory(object_name(region), 0, read_only=not writable)
+            owner = _opened(object_name(region), 0, 0o600, 0, not writable)
     except (posix_ipc.ExistentialError, FileNotFoundError) as error:
         raise NotFound(f"there is no region {region!r}", name=region) from error
     except posix_ipc.PermissionsError as error:
         raise UntrustedPeer(f"region {region!r} belongs to another user", name=region) from error
-    fd: int = memory.fd
     try:
+        fd = owner.fileno()
         status = os.fstat(fd)
         check_ours(region, status)
         os.set_inheritable(fd, False)  # noqa: FBT003 - the argument has no name
     except BaseException:
-        os.close(fd)
+        owner.close()
         raise
-    return fd, status.st_size
+    return owner, status.st_size
 
 
-def in_the_making(fd: int) -> bool:
+def in_the_making(owner: Owned) -> bool:
     """Whether the process that made the object still has it mapped, by the lock it holds on it."""
+    fd = owner.fileno()
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -132,6 +138,11 @@ def check_ours(region: str, status: os.stat_result) -> None:
         raise UntrustedPeer(f"region {region!r} is no shared memory object", name=region)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise UntrustedPeer(f"region {region!r} belongs to user {status.st_uid}, or others may write it", name=region)
+
+
+def _opened(*args: Any) -> Owned:
+    """The descriptor of a `posix_ipc.SharedMemory`; as `owned`."""
+    return next(map(own, map(attrgetter("fd"), map(_posix_ipc().SharedMemory, *([arg] for arg in args)))))
 
 
 def _posix_ipc() -> Any:
