@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -169,6 +170,33 @@ def test_a_parked_side_is_woken_by_any_of_several(semaphore, name):
         second.signal()
         assert park_on([semaphore, second], [], None) == []
         assert not second.wait(0)
+
+
+class Alarm(BaseException):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.fault("D19")
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_what_a_signal_handler_raises_ends_the_wait(semaphore, timeout):
+    """posix_ipc would swallow it; and the signals must be let in again."""
+
+    def alarm(*_):
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        for _ in range(20):
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            with pytest.raises(Alarm):
+                semaphore.wait(timeout)
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    semaphore.signal()
+    assert semaphore.wait(0)
 
 
 def test_it_wakes_another_process(semaphore, name):

@@ -138,6 +138,16 @@ def test_what_makes_no_sense_is_refused(arguments):
     assert "usage" in done.stderr
 
 
+@pytest.mark.fault("D19")
+def test_no_request_is_lost_or_answered_twice_while_signals_interrupt_both_ends(soak):
+    figures = soak["interrupt"](300, 60.0, ["requests"])["modes"]
+    for notify in ("eventfd", "semaphore"):
+        mine = figures[f"requests, {notify}"]
+        assert mine["strikes"] == 300
+        assert mine["strikes_there"] > 50
+        assert mine["requests"] - mine["counts"]["never_made"] > 50
+
+
 @pytest.mark.fault("C01")
 def test_some_races_lose_no_wakeup(tmp_path):
     count = 40_000 if COMPILED else 4_000

@@ -8,10 +8,13 @@
                                                     wake-up may be lost
     python tools/pressure/soak.py --mixed 480       for so many minutes, the messages, and beside them kill loops, one
                                                     after the other, in all their modes, each with a seed of its own
+    python tools/pressure/soak.py --interrupt 1e4   a lane and a device, by both doorbells: so many exceptions of a
+                                                    signal's handler in the calls of one end, and as many as come in
+                                                    the other's; nothing may be lost or come twice
 
 Prints progress, then a table; `--json FILE` writes the same with all samples. Exit status 1 if anything was lost,
-changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py, and
-of kill_loop.py.
+changed, out of order, or grew; 130 after Ctrl-C. Nothing is left behind. The processes are those of soak_roles.py,
+struck_roles.py and kill_loop.py.
 """
 
 from __future__ import annotations
@@ -30,12 +33,13 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from vqshm import core, open_channel
+from vqshm import DeviceSpec, QueueSpec, core, launch, open_channel
 from vqshm.bench import races
 from vqshm.host.coordination.launcher import same_python
 from vqshm.memory import Region
+from vqshm.notify.notifier import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -291,6 +295,54 @@ def loop_table(loops: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{len(mine)} kill loops, {restart}, {notify}: {kills:,} kills, {count:,} {what}, each rule held"
 
 
+# -- interrupted -------------------------------------------------------------------------------------------------------
+
+STRUCK = {"messages": ("struck_receive", "struck_send"), "requests": ("struck_serve", "struck_ask")}
+
+
+def interrupt(strikes: int, patience: float, what: Sequence[str] = tuple(STRUCK)) -> dict[str, Any]:
+    """Strike so many calls of each who sends or asks; the figures. Raises Failed."""
+    modes = {}
+    bells: tuple[Kind, ...] = get_args(Kind)
+    for each, notify in itertools.product(what, bells):
+        name = f"struck-{os.getpid()}"
+        order = {"region": name, "strikes": strikes}
+        devices = [DeviceSpec("echo0", 0x7601, (QueueSpec(64, 1 << 18),))]
+        place = open_channel(name, notify=notify) if each == "messages" else launch(name, devices, notify=notify)
+        with (
+            place,
+            working([Worker(role, order | {"seed": seed}) for seed, role in enumerate(STRUCK[each])]) as workers,
+        ):
+            for spent in follow(workers, "strikes", f"{strikes:,} of {each}, {notify}", patience):  # noqa: B007
+                pass
+            theirs, ours = (worker.last for worker in workers)
+            modes[f"{each}, {notify}"] = {
+                "seconds": round(spent, 1),
+                each: ours["messages"],
+                "strikes": ours["strikes"],
+                "strikes_there": theirs["strikes"],
+                "counts": ours["counts"],
+            }
+            wrong = [
+                f"{worker.role}: it had {worker.samples[0]['fds']} descriptors, and then {worker.last['fds']}"
+                for worker in workers
+                if len(worker.samples) > 2 and worker.last["fds"] > worker.samples[1]["fds"]
+            ]
+            if wrong:
+                raise Failed("; ".join(wrong))
+    return {"modes": modes}
+
+
+def interrupt_table(result: dict[str, Any]) -> Iterator[str]:
+    """The figures for people."""
+    for mode, figures in result["modes"].items():
+        count = figures[mode.partition(",")[0]]
+        yield (
+            f"{mode:<20} {figures['strikes']:>9,} and {figures['strikes_there']:,} calls were interrupted, {count:,} "
+            f"{mode.partition(',')[0]} right, in {figures['seconds']:,.0f} s"
+        )
+
+
 # -- races -------------------------------------------------------------------------------------------------------------
 
 
@@ -355,32 +407,42 @@ def whole(text: str) -> int:
     return number
 
 
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """What was asked for: the figures, and the same for people. Raises Failed."""
+    if options.races:
+        result = race(options.races, options.patience, options.spread)
+        return result, race_table(result)
+    if options.interrupt:
+        result = interrupt(options.interrupt, options.patience)
+        return result, list(interrupt_table(result))
+    if options.mixed:
+        result = mixed(options.mixed, options.patience)
+        return result, [*loop_table(result["loops"]), *table(result)]
+    result = soak(options.messages, options.patience)
+    return result, table(result)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=whole, metavar="N", help="messages to send, e.g. 1e9")
     parser.add_argument("--races", type=whole, metavar="N", help="races to sleep, e.g. 1e8")
     parser.add_argument("--mixed", type=float, metavar="MINUTES", help="messages and kill loops for so long")
+    parser.add_argument("--interrupt", type=whole, metavar="N", help="exceptions in calls, e.g. 1e4")
     parser.add_argument("--spread", type=int, default=400, help="the pauses of a race: 0 to so many looks at a word")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds without any progress that are too many")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    if [bool(options.messages), bool(options.races), bool(options.mixed)].count(True) != 1:
-        parser.error("either --messages N or --races N or --mixed MINUTES")
+    if [bool(options.messages), bool(options.races), bool(options.mixed), bool(options.interrupt)].count(True) != 1:
+        parser.error("either --messages N or --races N or --mixed MINUTES or --interrupt N")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        if options.messages:
-            result = soak(options.messages, options.patience)
-        elif options.mixed:
-            result = mixed(options.mixed, options.patience)
-        else:
-            result = race(options.races, options.patience, options.spread)
+        result, lines = run(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1
-    lines = race_table(result) if options.races else [*loop_table(result.get("loops", [])), *table(result)]
     print(*lines, sep="\n")
     for wrong in result.get("wrong", ()):
         print(f"FAILED: {wrong}", file=sys.stderr)

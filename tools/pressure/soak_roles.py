@@ -24,6 +24,10 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+from struck_roles import ROLES as STRUCK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -217,7 +221,12 @@ def race(reporter: Reporter, order: dict[str, Any]) -> None:
         done += rounds
 
 
-ROLES: dict[str, Callable[[Reporter, dict[str, Any]], None]] = {"send": send, "receive": receive, "race": race}
+ROLES: dict[str, Callable[[Reporter, dict[str, Any]], None]] = {
+    "send": send,
+    "receive": receive,
+    "race": race,
+    **STRUCK,
+}
 
 
 def main() -> int:

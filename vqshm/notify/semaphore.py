@@ -7,6 +7,7 @@ Rules
 - Names are made with O_EXCL and mode 0600. One that is opened must belong to this user: a name squatted by somebody
   else would let them hold us up, or wake us for ever.
 - Names outlive processes: whoever made one calls `unlink`.
+- A signal's handler runs up to 20 ms late while somebody waits for one.
 
 The kernel measures the timeout against the wall clock. When that is set back during a slice, the slice is longer by as
 much, unless a wake-up ends it.
@@ -18,6 +19,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
@@ -25,10 +27,11 @@ from typing import Any, Final, Self
 from vqshm.closing import Closing
 from vqshm.errors import InvalidState, NameInUse, NotFound, UntrustedPeer
 from vqshm.memory import atomic
-from vqshm.notify.wait import Deadline
+from vqshm.notify.wait import SLICE_SECONDS, Deadline
 
 _NAME: Final = re.compile(r"/[A-Za-z0-9_.-]{1,200}")
-_LONGEST_WAIT: Final = 3600.0  # seconds; a bound for the C type behind the timeout
+# Those that come from outside: the others say that something here went wrong, and must not wait.
+_SIGNALS: Final = signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _MOST_CLEARED: Final = 64  # counts; a peer that pushes the value up for ever costs spurious wake-ups, not all our time
 
 
@@ -103,7 +106,7 @@ class Semaphore(Closing):
         deadline = Deadline(timeout)
         while True:
             left = deadline.remaining()
-            if _acquire(handle, _LONGEST_WAIT if left is None else min(left, _LONGEST_WAIT)):
+            if _acquire(handle, SLICE_SECONDS if left is None else left):
                 self.clear()
                 return True
             if deadline.expired:
@@ -160,11 +163,24 @@ def _library() -> Any:
 
 
 def _acquire(handle: Any, seconds: float) -> bool:
+    """Take one off, waiting for it at most so long, or until about the next signal."""
     posix_ipc = _library()
+    if seconds <= 0:
+        try:
+            handle.acquire(0)
+        except posix_ipc.BusyError:
+            return False
+        return True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        handle.acquire(seconds)
+        # posix_ipc runs the handlers of signals, and drops what they raise, unless that is KeyboardInterrupt: a SIGTERM
+        # that shall end the process would not. So they run when the signals are let in again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        handle.acquire(min(seconds, SLICE_SECONDS))
     except (posix_ipc.BusyError, posix_ipc.SignalError):
-        return False  # after a signal its Python handler runs here, and may raise KeyboardInterrupt
+        return False
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return True
 
 
