@@ -187,7 +187,7 @@ def test_what_a_signal_handler_raises_ends_the_wait(semaphore, timeout):
     before = signal.signal(signal.SIGALRM, alarm)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        for _ in range(20):
+        for _ in range(50):
             signal.setitimer(signal.ITIMER_REAL, 0.005)
             with pytest.raises(Alarm):
                 semaphore.wait(timeout)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import signal
@@ -32,6 +33,8 @@ from vqshm.notify.wait import SLICE_SECONDS, Deadline
 _NAME: Final = re.compile(r"/[A-Za-z0-9_.-]{1,200}")
 # Those that come from outside: the others say that something here went wrong, and must not wait.
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+# Without the Python around it, at whose door an exception could come before anything is done.
+_mask: Final = importlib.import_module("_signal").pthread_sigmask
 _MOST_CLEARED: Final = 64  # counts; a peer that pushes the value up for ever costs spurious wake-ups, not all our time
 
 
@@ -171,16 +174,16 @@ def _acquire(handle: Any, seconds: float) -> bool:
         except posix_ipc.BusyError:
             return False
         return True
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = _mask(signal.SIG_BLOCK, ())
     try:
         # posix_ipc runs the handlers of signals, and drops what they raise, unless that is KeyboardInterrupt: a SIGTERM
         # that shall end the process would not. So they run when the signals are let in again.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        _mask(signal.SIG_BLOCK, _SIGNALS)
         handle.acquire(min(seconds, SLICE_SECONDS))
     except (posix_ipc.BusyError, posix_ipc.SignalError):
         return False
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _mask(signal.SIG_SETMASK, before)
     return True
 
 
