@@ -236,6 +236,7 @@ PRELUDE = """
 from vqshm.errors import *
 from vqshm.lane.inlet import Inlet, Loan
 from vqshm.lane.call import Call
+from vqshm.lane.holdings import Holdings
 from vqshm.lane.outlet import Outlet
 from vqshm.lane.reservation import Reservation
 from vqshm.memory import GuestMemory, Region
@@ -287,8 +288,8 @@ def run(code):
 @pytest.mark.parametrize(
     "name",
     [
-        *("Arena", "Call", "DescriptorChain", "DeviceQueue", "DriverQueue", "Inlet", "Lent", "Loan", "Outlet"),
-        *("Pace", "Reservation", "Walk"),
+        *("Arena", "Call", "DescriptorChain", "DeviceQueue", "DriverQueue", "Holdings", "Inlet", "Lent"),
+        *("Loan", "Outlet", "Pace", "Reservation", "Walk"),
     ],
 )
 def test_an_object_that_was_never_initialised_raises_but_does_not_crash(name):

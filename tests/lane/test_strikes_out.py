@@ -16,14 +16,16 @@ from vqshm_harness import Interrupter
 
 from vqshm import core
 from vqshm.errors import InvalidState
-from vqshm.lane import call, outlet, reservation, turn
+from vqshm.lane import call, holdings, outlet, reservation, turn
 from vqshm.memory import arena, lent
 from vqshm.notify import eventfd
 from vqshm.ring import split_driver
 
 pytestmark = pytest.mark.fault("D19")
 INTERPRETED = pytest.mark.skipif(core.kind() == "compiled", reason="nothing strikes inside a compiled outlet")
-FILES = frozenset(module.__file__ for module in (arena, call, eventfd, lent, outlet, reservation, split_driver, turn))
+FILES = frozenset(
+    module.__file__ for module in (arena, call, eventfd, holdings, lent, outlet, reservation, split_driver, turn)
+)
 SIZE, AREA = 4, 320
 FIRST = [b"first " * 10, b"second " * 12, b"", b"fourth"]  # there is no descriptor left behind them
 

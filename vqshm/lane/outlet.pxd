@@ -4,33 +4,28 @@ import cython
 
 cimport vqshm.memory.atomic as atomic
 from vqshm.lane.call cimport Call
+from vqshm.lane.holdings cimport Holdings
 from vqshm.lane.reservation cimport Reservation
-from vqshm.memory.arena cimport Arena
 from vqshm.memory.lent cimport Lent, new_lent
 from vqshm.notify.eventfd cimport ring
 from vqshm.notify.spin cimport Pace
-from vqshm.ring.split_driver cimport DriverQueue
 from vqshm.ring.tries cimport Undone
 
 cdef int _IDX, _WRITE, _BATCH, _SHOW_EVERY, _NONE, _WAITING, _FORGOTTEN, _LOST, _ANSWERED, _TAKING
 
 
 @cython.final
-cdef class Outlet(DriverQueue):
-    cdef readonly Arena arena
+cdef class Outlet(Holdings):
     cdef readonly object bell
     cdef public object keeper
     cdef readonly Pace pace
     cdef public bint ready
-    cdef readonly int epoch, reserved, calls
-    cdef public long long messages, bytes_out, kicks, kicks_suppressed, waits
+    cdef readonly int epoch
+    cdef public long long kicks, kicks_suppressed, waits
     cdef int _unshown
     cdef unsigned long long _base
     cdef atomic.Region _window
     cdef atomic.Span _bytes
-    cdef long long[::1] _ticket, _state
-    cdef list _lents, _orphans
-    cdef tuple _after
     cdef Undone _undone
     cdef bint _waiting
 
@@ -49,25 +44,19 @@ cdef class Outlet(DriverQueue):
     cdef inline int _place(self, object data, object timeout) except -1
     @cython.locals(ticket="long long")
     cdef _fill_pieces(self, Py_ssize_t offset, object pieces, object counts)
-    cdef int _drop(self, long long ticket) except -1
     @cython.locals(offset=Py_ssize_t)
     cdef inline Py_ssize_t _room(self, Py_ssize_t count, object timeout, int descriptors=*) except -1
     @cython.locals(offset=Py_ssize_t)
     cdef inline Py_ssize_t _take(self, Py_ssize_t count) except -2
     cdef int _check_turn(self) except -1
     cdef inline int _offer_message(self, Py_ssize_t offset, Py_ssize_t count, long long ticket) except -1
-    cdef int _note(self, Py_ssize_t count) except -1
     @cython.locals(shown=int)
     cdef inline int _show(self) except -1
     @cython.locals(count=int, head=int, ticket="long long")
     cdef int _reclaim(self) except -1
     @cython.locals(head=int, slot=int, ticket="long long", lost=bint)
     cdef int _next_answer(self) except -2
-    cdef bint _is_open(self, long long ticket, Lent lent) except -1
     cdef int _commit(self, Reservation reservation, Py_ssize_t count) except -1
-    cdef int _cancel_reserved(self, long long ticket) except -1
-    @cython.locals(ticket="long long")
-    cpdef collect(self)
 
     cdef Py_ssize_t _await_room(self, Py_ssize_t count, int descriptors, object timeout) except -1
     @cython.locals(offset=Py_ssize_t, seen=bint)
@@ -75,8 +64,5 @@ cdef class Outlet(DriverQueue):
     cdef Py_ssize_t _await_answer(self, long long ticket, object timeout) except -1
     @cython.locals(state="long long", seen=bint)
     cdef Py_ssize_t _await_answer_long(self, long long ticket, object timeout) except -1
-    cdef int _forget_call(self, long long ticket) except -1
-    @cython.locals(torn=int)
-    cdef int _end_call(self, long long ticket) except -1
     cdef _start_waiting(self)
     cdef bint _look(self) except -1

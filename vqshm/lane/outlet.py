@@ -13,35 +13,31 @@ Who finds no room looks for a while (`Pace`); then it is the keeper's turn, who 
 how to sleep: a `Sender`.
 
 An exception may strike the interpreted core between any two steps. A message is sent by one store of the ring half, to
-`_capacity`; room is owned by a chain in flight, an open reservation (`_lents`) or a call (`_state`), each of which is
-one store, too; all else follows from these. While it does not, `_torn` says so, and whoever comes next works it out
-(`_make_whole`): what nobody owns is free. A kick counts as done when all of it is (`_show`). Compiled, only what is
-Python code raises such exceptions: a message's buffers, the bell, the keeper.
+`_capacity`; who owns what room then, see `holdings`. A kick counts as done when all of it is (`_show`). Compiled, only
+what is Python code raises such exceptions: a message's buffers, the bell, the keeper.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
 from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, NoRoom, RuleError, VqshmError
 from vqshm.lane.call import Call
+from vqshm.lane.holdings import Holdings
 from vqshm.lane.keeper import ALONE
 from vqshm.lane.reservation import Reservation
 from vqshm.lane.turn import at_work
 from vqshm.memory import atomic
 from vqshm.memory.address import align_up
-from vqshm.memory.arena import Arena
 from vqshm.memory.atomic import Region
-from vqshm.memory.lent import Lent, new_lent
+from vqshm.memory.lent import new_lent
 from vqshm.memory.pool import GRAIN
 from vqshm.notify.eventfd import ring
 from vqshm.notify.spin import Pace
 from vqshm.notify.wait import Deadline
 from vqshm.ring import layout as ring_layout
-from vqshm.ring.split_driver import DriverQueue
 
 if TYPE_CHECKING:
     from vqshm.lane.keeper import OutletKeeper
@@ -53,43 +49,32 @@ if TYPE_CHECKING:
 _IDX = ring_layout.IDX
 _WRITE = spec.VIRTQ_DESC_F_WRITE
 _SHOW_EVERY = 4096  # messages
-_NONE, _WAITING, _FORGOTTEN = 0, 1, 2  # states of a call: there is none; no answer yet; and nobody waits for one
-_LOST, _ANSWERED = 3, 4  # it came back: given up by the device; with an answer of as many bytes as it is more than this
-_TAKING = 3  # what was interrupted, if it was not in the ring half
-_LARGEST = (1 << 32) - GRAIN  # bytes of an arena: a descriptor's length has 32 bits
+_NONE, _WAITING, _FORGOTTEN, _LOST = 0, 1, 2, 3  # states of a call: see `holdings`
+_ANSWERED = 4  # and more: it came back with an answer, of as many bytes as it is more
+_TAKING = 3  # likewise
 _BATCH = 31  # a `send_many` publishes whenever so many bits of its count are 0: every 32 messages
 
 
-class Outlet(DriverQueue):
+class Outlet(Holdings):
     """The driver's end of a lane: `area` is the arena's (guest address, bytes), `bell` kicks the device.
 
     For one thread at a time: who comes while another one waits gets InvalidState.
     """
 
     __slots__ = (
-        "_after",
         "_base",
         "_bytes",
-        "_lents",
-        "_orphans",
-        "_state",
-        "_ticket",
         "_undone",
         "_unshown",
         "_waiting",
         "_window",
-        "arena",
         "bell",
-        "bytes_out",
-        "calls",
         "epoch",
         "keeper",
         "kicks",
         "kicks_suppressed",
-        "messages",
         "pace",
         "ready",
-        "reserved",
         "waits",
     )
 
@@ -105,43 +90,24 @@ class Outlet(DriverQueue):
         undone: Undone | None = None,
         name: str = "lane",
     ) -> None:
-        super().__init__(memory, layout, event_idx=event_idx, name=name)
-        self._undone = undone  # where the device says which calls it gave up, if it may
         self._base, count = area
+        super().__init__(memory, layout, count, event_idx=event_idx, name=name)
+        self._undone = undone  # where the device says which calls it gave up, if it may
         self._window = Region(memory.view(self._base, count))
         self._bytes = atomic.span_of(self._window)
-        self.arena = Arena(min(count, _LARGEST), layout.size)
-        self._ticket = array("q", bytes(8 * layout.size))  # per head in flight: its message's number in the arena
-        # By the last bits of a number, while that is out:
-        self._state = array("q", bytes(8 * layout.size))  # of a call
-        self._lents: list[Lent | None] = [
-            None
-        ] * layout.size  # what an open reservation lends, where that must be known
-        self.calls = 0  # in `_state`
         self.bell = bell
         self.keeper = keeper
         self.pace = Pace()
         self.epoch = 0  # restarts so far
-        self.reserved = 0  # in `_lents`; each has a descriptor set aside, which `num_free` does not count
-        self._orphans: list[tuple[int, Lent | None]] = []  # dropped: reservations, with what they lend, and calls
         self._waiting = False  # somebody does
-        self._after: tuple[int, int, int] | None = None  # position, messages and bytes_out behind the last one: `_note`
         self.ready = True  # whether messages can be offered; if not, `get_ready` says why
-        self.messages = self.bytes_out = self.kicks = self.kicks_suppressed = self.waits = 0
+        self.kicks = self.kicks_suppressed = self.waits = 0
         self._unshown = 0  # messages that came back since the counters were shown
 
     def restart(self) -> None:
         """Begin anew, as after a reset: nothing is in flight, both positions are 0, reservations are void."""
         self.epoch += 1
-        self.arena.clear()
-        for slot in range(self.size):
-            self._state[slot] = _NONE
-            self._lents[slot] = None
-        self.calls = 0
-        self.reserved = 0
-        self._orphans.clear()
-        self._after = None
-        self.detach_unused()
+        self._void()
         self.seek(0)
         self.broken = None
 
@@ -289,28 +255,6 @@ class Outlet(DriverQueue):
             if not seen and not self.keeper.sleep(deadline, 1):
                 raise NoMessage(f"{self.name}: no answer came in time; {self.keeper.stalled()}")
 
-    def _forget_call(self, ticket: int) -> None:
-        """Nobody waits for this answer any more. Does nothing if that is known."""
-        if atomic.INTERRUPTIBLE and self._torn:
-            self._mend()
-        if self.arena.is_out(ticket):
-            if self._state[ticket & self._mask] == _WAITING:
-                self._state[ticket & self._mask] = _FORGOTTEN
-            elif self._state[ticket & self._mask] >= _LOST:
-                self._end_call(ticket)
-
-    def _end_call(self, ticket: int) -> None:
-        """The answer to this call was fetched, or is not wanted: its room is free. Does nothing if that is known."""
-        if atomic.INTERRUPTIBLE and self._torn:
-            self._mend()
-        if self.arena.is_out(ticket):
-            if atomic.INTERRUPTIBLE:
-                self._torn = _TAKING
-            self._state[ticket & self._mask] = _NONE  # from now on nobody owns it
-            self.calls -= 1
-            self.arena.give(ticket)
-            self._torn = 0
-
     def reclaim(self) -> int:
         """Take back what the device has given back; how many messages. Raises as `reap`.
 
@@ -357,11 +301,6 @@ class Outlet(DriverQueue):
         except BaseException:
             self._drop(ticket)
             raise
-
-    def _drop(self, ticket: int) -> None:
-        """Give room back that was taken for nothing."""
-        self.arena.give(ticket)
-        self._torn = 0
 
     def _room(self, count: int, timeout: float | None, descriptors: int = 1) -> int:
         """The offset of room for a message of `count` bytes, while as many descriptors are free. Raises as `send`.
@@ -414,10 +353,6 @@ class Outlet(DriverQueue):
         self.messages += 1
         self.bytes_out += count
 
-    def _note(self, count: int) -> None:
-        """Note where the counters will stand when a message of `count` bytes is in the ring."""
-        self._after = (self._avail_idx + 1) & 0xFFFF, self.messages + 1, self.bytes_out + count
-
     def _show(self) -> None:
         """Show the device what was offered, and kick it if it sleeps. Who is interrupted here does it all again."""
         shown = self._avail_idx
@@ -447,93 +382,6 @@ class Outlet(DriverQueue):
             self.keeper.show_counts()
         return count
 
-    # -- reservations --------------------------------------------------------------------------------------------------
-
-    def _is_open(self, ticket: int, lent: Lent) -> bool:
-        """Whether this reservation, which was not told that it is over, is open."""
-        if not atomic.INTERRUPTIBLE:
-            return self.arena.is_out(ticket)
-        if self._torn:
-            self._mend()
-        return self._lents[ticket & self._mask] is lent
-
-    def _commit(self, reservation: Reservation, count: int) -> None:
-        """Send the first `count` bytes of an open reservation."""
-        if atomic.INTERRUPTIBLE:
-            self._torn = _TAKING
-        self._offer_message(reservation._offset, count, reservation._ticket)
-        if atomic.INTERRUPTIBLE:
-            self._lents[reservation._ticket & self._mask] = None
-        self.num_free += 1
-        self.reserved -= 1
-        self._torn = 0
-        reservation._outlet = None
-        self._show()
-
-    def _cancel_reserved(self, ticket: int) -> None:
-        """Give back the room of an open reservation."""
-        if atomic.INTERRUPTIBLE:
-            self._torn = _TAKING
-            self._lents[ticket & self._mask] = None  # from now on nobody owns it
-        self.num_free += 1
-        self.reserved -= 1
-        self.arena.give(ticket)
-        self._torn = 0
-
-    def collect(self) -> None:
-        """Take back what was dropped: reservations, once nobody can write to their room any more, and calls."""
-        if atomic.INTERRUPTIBLE and self._torn:
-            self._mend()
-        for orphan in self._orphans[:]:
-            ticket, lent = orphan
-            if lent is None:
-                self._forget_call(ticket)
-            elif lent.in_use:
-                continue
-            else:
-                lent.close()
-                if self._is_open(ticket, lent):
-                    self._cancel_reserved(ticket)
-            self._orphans.remove(orphan)
-
-    # -- after an interruption -----------------------------------------------------------------------------------------
-
-    def _make_whole(self) -> None:
-        """What is in flight, reserved or a call's is known, and all else follows from it.
-
-        Raises InvalidState if whoever left it torn is still at work: in another thread, or below a signal's handler.
-        """
-        if not self._torn:
-            return
-        if at_work(self):
-            raise InvalidState(f"{self.name}: a call of this end is at work already")
-        for head in range(self.size):
-            if self._state[self._ticket[head] & self._mask] >= _LOST:
-                self._capacity[head] = 0  # it was noted, and not accepted
-        self._mend_ring()
-        self.arena.keep(self._find_owned())
-        self.calls = sum(state != _NONE for state in self._state)
-        self.reserved = sum(lent is not None for lent in self._lents)
-        self.num_free -= self.reserved
-        if self._after is not None and self._after[0] == self._avail_idx:
-            _, self.messages, self.bytes_out = self._after
-        self._torn = 0
-
-    def _find_owned(self) -> bytearray:
-        """Which slots of the arena somebody owns; who owns one in vain, or twice, loses it."""
-        owned = bytearray(self.size)
-        for head in range(self.size):
-            if self._capacity[head]:
-                slot = self._ticket[head] & self._mask
-                owned[slot] = 1
-                self._lents[slot] = None  # it was sent
-        for slot in range(self.size):
-            if not owned[slot] and self._state[slot] in {_WAITING, _FORGOTTEN}:
-                self._state[slot] = _NONE  # this call was never offered
-            if self._lents[slot] is not None or self._state[slot] >= _LOST:
-                owned[slot] = 1
-        return owned
-
     def _next_answer(self) -> int:
         """As `reap_head`, while calls are out: if it is the answer to one, that is noted before it is accepted."""
         head = self._peek()
@@ -550,6 +398,19 @@ class Outlet(DriverQueue):
                 self.calls -= 1
             self._accept(head)
         return head
+
+    def _commit(self, reservation: Reservation, count: int) -> None:
+        """Send the first `count` bytes of an open reservation."""
+        if atomic.INTERRUPTIBLE:
+            self._torn = _TAKING
+        self._offer_message(reservation._offset, count, reservation._ticket)
+        if atomic.INTERRUPTIBLE:
+            self._lents[reservation._ticket & self._mask] = None
+        self.num_free += 1
+        self.reserved -= 1
+        self._torn = 0
+        reservation._outlet = None
+        self._show()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("the end of a lane cannot be copied")
@@ -627,13 +488,3 @@ class Outlet(DriverQueue):
     def _look(self) -> bool:
         """Look for a while whether the device gives something back."""
         return self.pace.look(atomic.region_of(self._used), _IDX, self.last_used)
-
-    def holds(self) -> str:
-        """Who holds what: for the message of a deadline."""
-        ticket, count = self.arena.oldest()
-        if ticket < 0:
-            return "nothing is out"
-        return (
-            f"{self.in_flight} of {self.messages} messages are out, {self.arena.size - self.arena.space()} of "
-            f"{self.arena.size} bytes; the oldest takes {count} bytes"
-        )
