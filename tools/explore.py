@@ -48,6 +48,10 @@ def scenario(chosen: argparse.Namespace, scenarios: Any) -> Any:
         return fans.fan_out(chosen.count, chosen.size, mode=chosen.scenario, event_idx=not chosen.flags, step=step)
     if chosen.scenario == "lane":
         return scenarios.lane(chosen.count, chosen.size, many=chosen.many, held=chosen.held, **common)
+    if chosen.scenario == "succession":
+        return import_module("vqshm_death_scenarios").succession(
+            chosen.count, chosen.size, many=chosen.many, kills=chosen.kills, limit=chosen.attempts
+        )
     return scenarios.exchange(
         chosen.count, chosen.size, batch=chosen.batch, lazy=chosen.many, spurious=chosen.spurious, **common
     )
@@ -56,7 +60,10 @@ def scenario(chosen: argparse.Namespace, scenarios: Any) -> Any:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "scenario", nargs="?", choices=["exchange", "lane", "fan-in", "share", "broadcast"], default="exchange"
+        "scenario",
+        nargs="?",
+        choices=["exchange", "lane", "fan-in", "share", "broadcast", "succession"],
+        default="exchange",
     )
     parser.add_argument("--count", type=int, default=2, help="messages")
     parser.add_argument("--size", type=int, default=2, help="descriptors of the ring")
@@ -65,6 +72,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--many", action="store_true", help="several messages per call")
     parser.add_argument("--batch", type=int, default=1, help="exchange: chains per kick")
     parser.add_argument("--held", type=int, default=2, help="lane: messages given back before that is shown")
+    parser.add_argument("--kills", type=int, default=1, help="succession: receivers that are killed")
+    parser.add_argument("--attempts", type=int, default=0, help="succession: then a message is given up; 0 is never")
     parser.add_argument("--slow", action="store_true", help="share, broadcast: nobody is found quick")
     parser.add_argument("--spurious", type=int, default=0, help="exchange: wake-ups for nothing")
     parser.add_argument("--model", nargs="+", choices=["sc", "tso", "c11"], default=["tso"], help="of memory")

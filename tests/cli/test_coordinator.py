@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+from vqshm.view.snapshot import take
+
 ECHO = "from vqshm import Device; from vqshm.devices import Echo; Device.attach('{}').serve(Echo())"
 TALK = (
     "from vqshm import Driver; driver = Driver.attach('{}', timeout=60); print(driver.request(b'hello', 64).decode());"
@@ -80,6 +82,13 @@ def test_a_device_that_dies_while_it_is_used_is_told(serve, start, name):
     driver.end(signal.SIGKILL)
 
 
+def test_it_says_how_often_a_chain_is_handed_out(serve, name):
+    running = serve("--device", "echo", "--restart", "resume", "--max-attempts", "3")
+    (device,) = take(name).devices
+    assert (device.restart, device.max_attempts) == ("resume", 3)
+    assert running.end(signal.SIGINT) == 130
+
+
 def test_a_reader_that_leaves_leaves_no_region(serve, start, name, left):
     running = serve("--device", "echo")
     running.process.stdout.close()
@@ -111,6 +120,8 @@ def test_a_name_in_use_is_left_alone(serve, run, name, left):
         (["--buffer-bytes", "4X"], 2, "'4X' is no size"),
         (["--buffer-bytes", "0"], 2, "'0' is no size"),
         (["--notify", "smoke"], 2, "'smoke' is not one of"),
+        (["--max-attempts", "3"], 2, "--max-attempts needs it"),
+        (["--restart", "resume", "--max-attempts", "0"], 2, "0 is not in the range"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(run, name, left, options, code, words):
