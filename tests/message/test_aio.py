@@ -210,6 +210,58 @@ def test_a_cancelled_recv_loses_no_message(pair):
     assert got == [b"%d" % number for number in range(100)]
 
 
+TURNS = 7  # of the loop, in which a task comes through all of its awaits
+
+
+@pytest.mark.fault("D19")
+@pytest.mark.parametrize("cancel_at", range(TURNS))
+def test_whichever_await_is_cancelled_recv_loses_nothing_and_send_sends_once_or_never(make_channel, cancel_at):
+    name = make_channel().name
+    receiver = Receiver.attach(name)
+    sender = Sender.attach(name)
+
+    async def between(task, happen, at):
+        for turn in range(TURNS):
+            if turn == at:
+                happen()
+            if turn == cancel_at:
+                task.cancel()
+            await asyncio.sleep(0)
+        return (await asyncio.gather(task, return_exceptions=True))[0]
+
+    async def main():
+        here, there = AsyncReceiver(receiver), AsyncSender(sender)
+        for at in range(TURNS):
+            word = b"%d" % at
+            got = await between(asyncio.create_task(here.recv()), lambda: sender.send(word), at)  # noqa: B023
+            assert (got if isinstance(got, bytes) else await here.recv(PATIENCE)) == word
+            with pytest.raises(NoMessage):
+                receiver.recv(0)
+        for at in range(TURNS):
+            count = 0
+            with contextlib.suppress(NoRoom):
+                while True:
+                    sender.send(b"%d" % count, 0)
+                    count += 1
+            came = []
+            outcome = await between(asyncio.create_task(there.send(b"x")), lambda: came.extend(drained(receiver)), at)  # noqa: B023
+            came += drained(receiver)
+            assert came == [b"%d" % number for number in range(count)] + ([b"x"] if outcome is None else [])
+
+    run(main())
+    sender.close()
+    receiver.close()
+
+
+def drained(receiver):
+    """Everything that is there, given back."""
+    messages = []
+    with contextlib.suppress(NoMessage):
+        while True:
+            messages += receiver.recv_many(1000, 0)
+    return messages
+
+
 def test_a_call_without_an_answer_ends_at_its_deadline_and_its_room_comes_back(pair):
     sender, receiver = pair()
 

@@ -114,7 +114,7 @@ def test_a_region_without_magic_whose_maker_lives_is_in_the_making(name):
 @pytest.mark.fault("E09")
 @pytest.mark.parametrize(
     ("offset", "data"),
-    [(0, b"NOTVQSHM"), (VERSION_AT, b"\x02\0\0\0"), (24, b"\xff" * 8), (32, b"\xff\xff\xff\xff"), (64, b"\xff/../\0")],
+    [(0, b"NOTVQSHM"), (VERSION_AT, b"\xff\0\0\0"), (24, b"\xff" * 8), (32, b"\xff\xff\xff\xff"), (64, b"\xff/../\0")],
     ids=["magic", "version", "size", "devices", "name"],
 )
 def test_a_region_that_says_something_impossible_is_foreign_and_left_alone(region, offset, data):
