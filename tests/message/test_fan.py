@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import os
 import re
 import select
@@ -13,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from vqshm_harness import BOTH, PATIENCE, descriptors, wait_until
+from vqshm_harness import BOTH, PATIENCE, Interrupter, descriptors, wait_until
 
 from vqshm import Fanin, Fanout, Receiver, Sender
 from vqshm.errors import (
@@ -813,3 +815,26 @@ def test_a_fan_out_and_workers_in_their_own_processes(make_channel, start, mode)
     else:
         assert sorted((message for messages in received for message in messages), key=int) == sent
         assert all(received)
+
+
+@pytest.mark.fault("D19")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fan_whose_closing_was_interrupted_is_closed_when_that_is_called_again(make_channel):
+    name = make_channel("s0r0", "s1r0").name
+    files = frozenset(
+        importlib.import_module(f"vqshm.{module}").__file__
+        for module in ("message.fan.base", "message.fan.fan_in", "message.receiver", "message.ears", "host.endpoint")
+    )
+    Fanin.attach(name).close()
+    before = descriptors()
+    for number in itertools.count(1, 5):
+        fan, interrupter = Fanin.attach(name), Interrupter(number, files)
+        with interrupter:
+            fan.close()
+        fan.close()
+        del fan
+        assert descriptors() == before, interrupter.where
+        if not interrupter.struck:
+            break
+    assert number > 50

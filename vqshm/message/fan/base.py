@@ -46,6 +46,7 @@ class Fan(Lends, Generic[Lane]):
         self._waits = 0
         self._armed = False  # the lanes are asked to ring
         self._closed = False
+        self._gone = False  # and everything was given back
 
     @classmethod
     def _take_place(
@@ -115,6 +116,7 @@ class Fan(Lends, Generic[Lane]):
         self._closed = True
         self._ears.close()
         close_all(self._every)
+        self._gone = True
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} belongs to its process: attach another one there")

@@ -334,7 +334,7 @@ class Fanin(GetWords, Fan["InLane"]):
 
         Raises InvalidState while views are out; nothing is closed then.
         """
-        if self._closed:
+        if self._gone:
             return
         lent = sum(lane.lent() for lane in self._every)
         if lent:

@@ -373,7 +373,7 @@ class Fanout(PutWords, Fan["OutLane"]):
 
         Raises InvalidState while reservations are open; nothing is closed then.
         """
-        if self._closed:
+        if self._gone:
             return
         for lane in self._every:
             lane._check_idle()  # noqa: SLF001 - as its own close would, but before any is closed
