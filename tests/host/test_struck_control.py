@@ -46,7 +46,7 @@ ATTACHED = {
 
 
 # Every bytecode is some minutes of work; a prime number of them at a time meets each line now and then.
-SOME = pytest.mark.parametrize("step", [307, pytest.param(29, marks=pytest.mark.long)])
+SOME = pytest.mark.parametrize("step", [307, pytest.param(67, marks=pytest.mark.long)])
 
 
 def strikes(files, *, step=1):
