@@ -6,6 +6,7 @@ What the hand writes is packed with `struct` after the text of the specification
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -101,6 +102,12 @@ class Lane:
         assert self.outlet.num_free == self.size
         assert self.outlet.arena.out == 0
         assert self.outlet.arena.free == self.outlet.arena.size
+
+    @staticmethod
+    def elsewhere(attempt):
+        """What another thread gets by an attempt."""
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(attempt).result()
 
     # -- the hand ------------------------------------------------------------------------------------------------------
 

@@ -59,14 +59,63 @@ def test_release_may_be_called_twice_and_gives_back_once(lane):
 
 
 @pytest.mark.parametrize("size", [0, 1, 10])
-def test_a_message_that_was_never_looked_at_is_given_back(lane, size):
+def test_a_message_that_was_never_looked_at_is_given_back_by_who_says_so(lane, size):
     r = lane()
     lent(r, b"x" * size).release()
     with lent(r, b"x" * size):
         pass
     r.assert_at_rest()
     loan = lent(r, b"x" * size)
+    assert loan.view == b"x" * size
     del loan
+    r.assert_at_rest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 10])
+@pytest.mark.parametrize("take", ["recv", "recv_many", "recv_view"])
+def test_a_message_that_was_dropped_before_anybody_looked_at_it_is_handed_out_again(lane, size, take):
+    r = lane()
+    loans = [lent(r, letter * size) for letter in (b"a", b"b", b"c")]
+    r.outlet.send(b"behind")
+    loans[1].release()
+    del loans
+    gc.collect()
+    assert r.inlet.available() == 3
+    assert r.inlet.lent == 0
+    got = []
+    while r.inlet.available():
+        if take == "recv":
+            got.append(r.inlet.recv(0))
+        elif take == "recv_many":
+            got += r.inlet.recv_many(9, 0)
+        else:
+            with r.inlet.recv_view(0) as view:
+                got.append(bytes(view))
+    assert got == [b"a" * size, b"c" * size, b"behind"]
+    r.assert_at_rest()
+
+
+def test_a_call_whose_loan_was_dropped_unseen_can_be_answered(lane):
+    r = lane()
+    call = r.outlet.start_call(b"question", 8)
+    r.inlet.recv_view(0)
+    gc.collect()
+    loan = r.inlet.recv_view(0)
+    assert loan.view == b"question"
+    loan.reply(b"answer")
+    loan.release()
+    assert call.answer(0) == b"answer"
+    r.assert_at_rest()
+
+
+def test_what_was_dropped_unseen_is_of_no_interest_after_a_restart(lane):
+    r = lane()
+    lent(r)
+    r.layout.zero(r.memory)
+    r.outlet.restart()
+    r.inlet.restart(event_idx=True, indirect=False)
+    r.outlet.send(b"anew")
+    assert r.drain() == [b"anew"]
     r.assert_at_rest()
 
 

@@ -341,11 +341,31 @@ def test_a_view_is_done_with_when_it_is_given_back_and_says_nothing_about_bytes(
 def test_a_view_that_is_dropped_is_done_with_by_and_by():
     world = World()
     world.send(2)
-    world.inlet.recv_view(0)
+    assert world.inlet.recv_view(0).view == bytes(4)
     gc.collect()
     world.inlet.recv(0)
     world.inlet.done()
     assert used(world) == 2
+
+
+def test_a_view_that_is_dropped_unseen_comes_again_and_only_what_a_dead_receiver_took_is_flagged():
+    world = World()
+    world.send(3)
+    world.inlet.recv(0)
+    world.be_born()
+    world.inlet.recv_view(0)
+    gc.collect()
+    loan = world.inlet.recv_view(0)
+    assert (bytes(loan.view), loan.replayed) == (bytes(4), True)
+    world.inlet.recv_view(0)
+    gc.collect()
+    assert world.inlet.available() == 2
+    assert len(world.inlet.recv_many(9, 0)) == 1  # what is taken again comes alone
+    assert not world.inlet.replayed
+    assert world.inlet.recv(0) == struct.pack("<I", 2) * 3
+    loan.release()
+    world.inlet.done()
+    assert used(world) == 3
 
 
 def test_what_comes_again_comes_one_by_one_and_in_no_batch():

@@ -43,7 +43,7 @@ def test_while_one_waits_for_a_message_another_thread_is_told_so_and_takes_none(
         r.outlet.send(b"x")
         for attempt in (lambda: r.inlet.recv(0), lambda: r.inlet.recv_many(2, 0), lambda: r.inlet.recv_view(0)):
             with pytest.raises(InvalidState, match="another thread waits"):
-                attempt()
+                r.elsewhere(attempt)
 
     r.into.meanwhile = meanwhile
     assert r.inlet.recv() == b"x"

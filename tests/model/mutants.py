@@ -86,6 +86,10 @@ PUT_HEAD = "atomic.put_u16(self._avail, _RING + 2 * (self._avail_idx & self._mas
 SHOW_NEXT = "atomic.store_u16(self._avail, _IDX, (self._avail_idx + 1) & 0xFFFF)"
 FILL = "last = self._fill_chain(readable, writable)"
 CLEAR = "atomic.store_u16(self._area, _LAST_BATCH_HEAD, head)"
+GIVE_FIRST = """self._fetch(head)
+    self._return(head, 0)
+    self.tell()
+    data = atomic.copy(self._bytes, self.addr - self._low, self.length)"""
 GIVE = "offset = _RING + 8 * (self.next_used & self._mask)"
 LOOK_FIRST = "if self.last_used == self._used_seen and self._look_used() == 0:"
 ELEMENT = "atomic.get_u32(self._used, _RING + 8 * (self.last_used & self._mask))"
@@ -97,12 +101,12 @@ MUTANTS = [
     Mutant("driver, flags: no fence before asking", DriverQueue, "needs_kick", FENCE, flags),
     Mutant("driver: no fence after arming", DriverQueue, "enable_notification", FENCE, exchange),
     Mutant("driver, flags: no fence after arming", DriverQueue, "enable_notification", FENCE, flags),
-    Mutant("device: no fence before asking", DeviceQueue, "needs_notification", FENCE, exchange),
-    Mutant("device, flags: no fence before asking", DeviceQueue, "needs_notification", FENCE, flags),
+    Mutant("device: no fence before asking", DeviceQueue, "_is_wanted", FENCE, exchange),
+    Mutant("device, flags: no fence before asking", DeviceQueue, "_is_wanted", FENCE, flags),
     Mutant("device: no fence after arming", DeviceQueue, "enable_notification", FENCE, exchange),
     Mutant("device, flags: no fence after arming", DeviceQueue, "enable_notification", FENCE, flags),
     Mutant("outlet: no fence before asking", DriverQueue, "publish_and_ask", FENCE, lane),
-    Mutant("inlet: no fence before asking", DeviceQueue, "needs_notification", FENCE, lane),
+    Mutant("inlet: no fence before asking", DeviceQueue, "_is_wanted", FENCE, lane),
     # C03: without a second look
     Mutant("driver: no look after arming", DriverQueue, "enable_notification", ARM_BLINDLY, exchange),
     Mutant("driver, flags: no look after arming", DriverQueue, "enable_notification", ARM_BLINDLY, flags),
@@ -185,8 +189,8 @@ MUTANTS = [
         Inlet,
         "tell",
         (
-            ("self.publish_used()", "pass"),
-            ("self.calls_suppressed += 1", "self.calls_suppressed += 1\n    self.publish_used()"),
+            ("self._publish()", "pass"),
+            ("self.calls_suppressed += 1", "self.calls_suppressed += 1\n    self._publish()"),
         ),
         lane,
     ),
@@ -208,10 +212,10 @@ MUTANTS = [
     Mutant(
         "inlet: gives back, then copies",
         Inlet,
-        "_receive",
+        "recv",
         (
-            ("data = atomic.copy(", "self._give_back(head, 0, length)\n    data = atomic.copy("),
-            ("    self._give_back(head, 0, length)\n    return data", "    return data"),
+            ("data = self._copy_message(head)", GIVE_FIRST),
+            ("if self._pass_on(head, len(data)):", "if False:"),
         ),
         full,
     ),
@@ -318,8 +322,8 @@ MUTANTS = [
     Mutant(
         "resuming inlet: gives back what it received at once",
         ResumingInlet,
-        "_take_bytes",
-        (("self._last.append(head)", "self._return(head, 0)\n    self._publish()"),),
+        "recv",
+        (("self._last = heads", "self._return(head, 0)\n    self._publish()"),),
         followed,
         "sc",
         LITTLE,
@@ -364,7 +368,7 @@ MUTANTS = [
         "resuming inlet: what comes again is not flagged",
         ResumingInlet,
         "_next_head",
-        (("self.attempts = self._attempt(head)", "self.attempts = 1"),),
+        (("self.attempts = self._tried.get(head, 1)", "self.attempts = 1"),),
         followed,
         "sc",
         LITTLE,

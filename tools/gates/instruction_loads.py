@@ -17,8 +17,10 @@ from vqshm import core
 from vqshm.bench import loops
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
+from vqshm.lane.resuming import ResumingInlet
 from vqshm.memory import GuestMemory
 from vqshm.ring import QueueConfig, SplitLayout
+from vqshm.ring.inflight import inflight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +168,27 @@ def single() -> Load:
     return run
 
 
+def resumable() -> Load:
+    """`send` and `recv` of 64 bytes where receivers resume."""
+    layout = SplitLayout.at(BASE, 256)
+    area = layout.end + inflight_bytes(256)
+    memory = GuestMemory([(BASE, bytearray(area - BASE + ARENA))])
+    nobody: Any = Nobody()
+    outlet = Outlet(memory, layout, (area, ARENA), nobody, nobody)
+    inlet = ResumingInlet(memory, layout, nobody, layout.end, keeper=nobody)
+    inlet.restart(event_idx=True, indirect=True)
+    message = bytes(64)
+
+    def run(meter: Meter, count: int) -> None:
+        meter.start()
+        for _ in range(count):
+            outlet.send(message)
+            inlet.recv()
+        meter.stop()
+
+    return run
+
+
 def batch() -> Load:
     """One of the 32 messages of 64 bytes that one `send_many` and one `recv_many` carry."""
     outlet, inlet = make_lane()
@@ -221,6 +244,7 @@ LOADS: dict[str, Callable[[], Load]] = {
     "reap a buffer": reap,
     "serve a chain": serve,
     "send, recv 64 B": single,
+    "the same, resuming": resumable,
     "the same, 32 at once": batch,
     "reserve, recv_view 64 KiB": in_place,
     "call and answer of 64 B": answered,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from vqshm.errors import EndOfMessages
@@ -28,10 +29,9 @@ def serve(source: Any, answer: Callable[[memoryview], Any]) -> None:
 
 
 def messages(source: Any) -> Iterator[bytes]:
-    """The messages of `source` as they come. Raises as `recv`."""
-    while True:
-        try:
-            message: bytes = source.recv()
-        except EndOfMessages:
-            return
-        yield message
+    """The messages of `source` as they come. Raises as `recv`.
+
+    No message passes through a variable here: an exception could strike between the call and the next step.
+    """
+    with contextlib.suppress(EndOfMessages):
+        yield from iter(source.recv, None)

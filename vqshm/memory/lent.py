@@ -22,29 +22,32 @@ if TYPE_CHECKING:
 class Lent:
     """`count` bytes at `offset` of a window. `view()` once; `in_use` while anything made from it exists."""
 
-    __slots__ = ("_exporter", "_readonly", "_view")
+    __slots__ = ("_exporter", "_piece", "_readonly", "_view")
 
     def __init__(self, region: Region, offset: int, count: int, readonly: bool) -> None:  # noqa: FBT001 - as compiled
-        piece = region.view(offset, count)
-        if count:
-            exporter = _array_type(count).from_buffer(piece)
-            self._exporter: weakref.ref[Any] | None = weakref.ref(exporter)
-            piece = memoryview(exporter).cast("B")
-        else:
-            self._exporter = None
-        self._view: memoryview | None = piece.toreadonly() if readonly else piece
+        self._piece: memoryview | None = region.view(offset, count)
+        self._readonly = readonly
+        self._exporter: weakref.ref[Any] | None = None
+        self._view: weakref.ref[memoryview] | None = None
 
     def view(self) -> memoryview:
-        """The bytes, in place. Called once."""
-        view, self._view = self._view, None
-        if view is None:
+        """The bytes, in place. Called once, or again if an interrupted caller has lost the view."""
+        piece = self._piece
+        if piece is None or (self._view is not None and self._view() is not None):
             raise RuntimeError("a piece of memory is viewed once")
+        view = piece
+        if piece.nbytes:
+            exporter = _array_type(piece.nbytes).from_buffer(piece)
+            self._exporter = weakref.ref(exporter)
+            view = memoryview(exporter).cast("B")
+        view = view.toreadonly() if self._readonly else view[:]
+        self._view = weakref.ref(view)
         return view
 
     @property
     def in_use(self) -> bool:
         """Whether a view, a slice or an array of these bytes still exists."""
-        return self._view is None and self._exporter is not None and self._exporter() is not None
+        return self._exporter is not None and self._exporter() is not None
 
     @property
     def exports(self) -> int:
@@ -53,7 +56,7 @@ class Lent:
 
     def close(self) -> None:
         """No view can be made any more, not even through what a view once was made from."""
-        self._view = None
+        self._piece = None
 
 
 def new_lent(region: Region, offset: int, count: int, readonly: bool) -> Lent:  # noqa: FBT001 - as compiled

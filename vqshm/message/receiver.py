@@ -88,7 +88,8 @@ class Receiver(GetWords, End):
         self._device = device
         self._inlet = device.inlet
         self._inlet.keeper = self
-        self._ended = False  # EndOfMessages was raised, and the lane is not let go of yet
+        self._ended = False  # everything was received, and the lane is not let go of yet
+        self._end: EndOfMessages | None = None  # … and that is still to be said
         self._careful = device.plan.restart == "resume"
         self.recv = self._inlet.recv  # type: ignore[method-assign]
         self.recv_many = self._inlet.recv_many  # type: ignore[method-assign]
@@ -246,27 +247,15 @@ class Receiver(GetWords, End):
         device.raise_spoilt()
         inlet.collect()
         if inlet.broken is not None and device.running:
-            if self._ears.given_out:
-                self._ears.clear()
-            device.hear()
-            while not (device.leaving or device.peer_gone):
-                awaited = not device.coordinator_gone  # without one there are no resets
-                if deadline.expired or not awaited:
-                    raise QueueBroken(
-                        f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it", awaited=awaited
-                    )
-                self._ears.listen(deadline.remaining())
+            self._await_reset(deadline)
         elif device.running and not self._ended:
+            self._end = self._end_of_messages()
             self._ended = True
-            peer, ended = device.peer, device.driver_ended
             if not inlet.lent:
                 self._let_go()
-            pid = peer.pid if peer is not None else 0
-            raise EndOfMessages(
-                f"the sender, process {pid}, {'ended' if ended else 'left'} and everything it sent was received",
-                pid=pid,
-                ended=ended,
-            )
+        if self._end is not None:
+            end, self._end = self._end, None
+            raise end
         if device.running:
             if inlet.lent:
                 raise InvalidState(f"{inlet.lent} messages of the sender that left are still out: release them first")
@@ -278,6 +267,27 @@ class Receiver(GetWords, End):
         self._ended = False
         self._follow_peer()
         device.raise_spoilt()
+
+    def _await_reset(self, deadline: Deadline) -> None:
+        """Return when the sender, which broke a rule, begins anew, or is gone. Raises QueueBroken."""
+        inlet, device = self._inlet, self._device
+        if self._ears.given_out:
+            self._ears.clear()
+        device.hear()
+        while not (device.leaving or device.peer_gone):
+            awaited = not device.coordinator_gone  # without one there are no resets
+            if deadline.expired or not awaited:
+                raise QueueBroken(f"{inlet.name} stopped at: {inlet.broken}; the sender must reset it", awaited=awaited)
+            self._ears.listen(deadline.remaining())
+
+    def _end_of_messages(self) -> EndOfMessages:
+        peer, ended = self._device.peer, self._device.driver_ended
+        pid = peer.pid if peer is not None else 0
+        return EndOfMessages(
+            f"the sender, process {pid}, {'ended' if ended else 'left'} and everything it sent was received",
+            pid=pid,
+            ended=ended,
+        )
 
     def _let_go(self) -> None:
         self.show_counts()

@@ -94,8 +94,11 @@ cdef class DeviceQueue(Half):
     cpdef publish_used(self)
     @cython.final
     cdef inline int _publish(self) except -1
-    @cython.locals(added="long long", event=int, wanted=bint)
+    @cython.locals(wanted=bint)
     cpdef bint needs_notification(self) except -1
+    @cython.final
+    @cython.locals(event=int)
+    cdef inline bint _is_wanted(self, long long added) except -1
     cpdef bint enable_notification(self) except -1
     cpdef disable_notification(self)
 

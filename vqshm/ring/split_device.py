@@ -527,20 +527,21 @@ class DeviceQueue(Half):
 
     def needs_notification(self) -> bool:
         """Whether the driver must be called for the chains returned since this was last asked [2.7.7.2]."""
-        added = self._num_added
+        wanted = self._is_wanted(self._num_added)
+        self._num_added = 0
+        return wanted
+
+    def _is_wanted(self, added: int) -> bool:
+        """Whether the driver must be called for the chains returned last, as many as were added."""
         atomic.fence()  # used.idx must be visible before the driver's wish is read
         if self.event_idx:
             event = atomic.load_u16(self._avail, self._used_event)
             # Behind a full circle the position ran past the event.
-            wanted = (added > 0xFFFF and self.strict) or need_event(
+            return (added > 0xFFFF and self.strict) or need_event(
                 event, self.next_used, (self.next_used - added) & 0xFFFF
             )
-        elif self.strict:
-            wanted = added > 0 and not atomic.load_u16(self._avail, _FLAGS) & _NO_INTERRUPT
-        else:
-            return True  # the seed does not look at the flag
-        self._num_added = 0
-        return wanted
+        # The seed does not look at the flag.
+        return not self.strict or (added > 0 and not atomic.load_u16(self._avail, _FLAGS) & _NO_INTERRUPT)
 
     def enable_notification(self) -> bool:
         """Ask to be kicked for the next chain, then look again: True if chains are waiting already, so do not sleep."""
