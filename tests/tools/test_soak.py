@@ -148,6 +148,15 @@ def test_no_request_is_lost_or_answered_twice_while_signals_interrupt_both_ends(
         assert mine["requests"] - mine["counts"]["never_made"] > 50
 
 
+@pytest.mark.fault("D19")
+def test_no_message_is_lost_or_comes_twice_while_signals_interrupt_both_ends(soak):
+    figures = soak["interrupt"](300, 60.0, ["messages"])["modes"]
+    for notify in ("eventfd", "semaphore"):
+        mine = figures[f"messages, {notify}"]
+        assert mine["strikes"] == 300
+        assert mine["strikes_there"] > 50
+
+
 @pytest.mark.fault("C01")
 def test_some_races_lose_no_wakeup(tmp_path):
     count = 40_000 if COMPILED else 4_000

@@ -63,6 +63,7 @@ class DeviceRole(Endpoint):
         self.leaving = False  # the driver reset the device, left or died: serve what it had published, then let go
         self.resetting = False  # it leaves because it reset the device
         self.resumed = False  # the driver's session was begun by another device process
+        self._begun: Message | None = None  # by which event a driver's queues were started last
         self._goodbye: Message | None = None  # the device is letting go of its driver, and says so by this
         super().__init__(*args, **kwargs)
 
@@ -76,6 +77,9 @@ class DeviceRole(Endpoint):
     def _start_queues(self) -> None:
         """A driver has set DRIVER_OK, with `features`: serve its queues, from where they stand if `resumed`."""
         raise NotImplementedError
+
+    def _open_queues(self) -> None:
+        """The queues were started. May be called twice for a driver."""
 
     def _stop_queues(self) -> None:
         """Serve them no more."""
@@ -107,11 +111,14 @@ class DeviceRole(Endpoint):
     def _on_event(self, event: Message) -> None:
         what = event["what"]
         if what == "start":
-            self._watch_peer(ProcessId(event["pid"], event["start_time"]))
-            self.features = event["features"]
-            self.leaving = self.peer_lost = self.resetting = False
-            self.resumed = event.get("resume", False)
-            self._start_queues()
+            if event is not self._begun:
+                self._watch_peer(ProcessId(event["pid"], event["start_time"]))
+                self.features = event["features"]
+                self.leaving = self.peer_lost = self.resetting = False
+                self.resumed = event.get("resume", False)
+                self._start_queues()
+                self._begun = event  # who is interrupted behind this does not begin it again
+            self._open_queues()
         elif what in {"stop", "peer_gone", "closing"}:
             self.leaving = True
             self.resetting = what == "stop"

@@ -138,8 +138,8 @@ class Inlet(DeviceQueue):
         self.messages = self.bytes_in = self.calls = self.calls_suppressed = self.waits = 0
         self._shown = 0  # messages when the counters were shown
 
-    def restart(self, event_idx: bool, indirect: bool) -> None:
-        """Begin anew with a driver that has zeroed the rings, and these features."""
+    def restart(self, event_idx: bool, indirect: bool, *, ready: bool = True) -> None:
+        """Begin anew with a driver that has zeroed the rings, and these features; `ready` is set last."""
         if self._got is not None:
             self._settle(self._got)
         self._replays.clear()
@@ -154,7 +154,7 @@ class Inlet(DeviceQueue):
         self._in_doubt = False
         self.epoch += 1
         self.broken = None
-        self.ready = True
+        self.ready = ready
 
     @property
     def replayed(self) -> bool:

@@ -64,24 +64,24 @@ class ResumingInlet(Inlet):
         self._tried: dict[int, int] = {}  # of those that a receiver that died had taken: for which time, 0 if not yet
         self._most_held = 1  # a view that is given back is done with: that is shown at once
 
-    def restart(self, event_idx: bool, indirect: bool) -> None:
+    def restart(self, event_idx: bool, indirect: bool, *, ready: bool = True) -> None:
         """As `Inlet.restart`: nothing is in flight."""
-        self._forget(event_idx, indirect)
+        self._forget(event_idx, indirect, ready=ready)
         self.begin()
 
-    def take_over(self, event_idx: bool, indirect: bool) -> int:
+    def take_over(self, event_idx: bool, indirect: bool, *, ready: bool = True) -> int:
         """Go on where another receiver stopped, with these features: how many messages come again.
 
         What was received as often as may be is given up, and the sender is to be called.
         Raises InvalidInflight, InvalidUsedRingIndex for what no receiver leaves behind.
         """
-        self._forget(event_idx, indirect)
+        self._forget(event_idx, indirect, ready=ready)
         count = self.resume()
         self._tried = dict.fromkeys(self._replays, 0)
         return count
 
-    def _forget(self, event_idx: bool, indirect: bool) -> None:
-        Inlet.restart(self, event_idx, indirect)
+    def _forget(self, event_idx: bool, indirect: bool, *, ready: bool) -> None:
+        Inlet.restart(self, event_idx, indirect, ready=ready)
         self._last.clear()
         self._tried.clear()
         self.attempts = 1

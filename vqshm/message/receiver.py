@@ -86,6 +86,7 @@ class Receiver(GetWords, End):
     def __init__(self, device: LaneDevice) -> None:
         super().__init__(device, device.kicks[0])
         self._device = device
+        device.opened = self._begin
         self._inlet = device.inlet
         self._inlet.keeper = self
         self._ended = False  # everything was received, and the lane is not let go of yet
@@ -244,6 +245,10 @@ class Receiver(GetWords, End):
         """As `InletKeeper.get_ready`."""
         inlet, device = self._inlet, self._device
         device.check_usable()
+        if device.has_news:  # left by an interrupted call
+            device.hear()
+            if inlet.ready and self._end is None:
+                return
         device.raise_spoilt()
         inlet.collect()
         if inlet.broken is not None and device.running:
@@ -264,9 +269,12 @@ class Receiver(GetWords, End):
             device.wait_driver(deadline.remaining())
         except DeadlineExceeded as error:
             raise NoMessage(str(error)) from None
+        device.raise_spoilt()
+
+    def _begin(self) -> None:
+        """A sender has come."""
         self._ended = False
         self._follow_peer()
-        device.raise_spoilt()
 
     def _await_reset(self, deadline: Deadline) -> None:
         """Return when the sender, which broke a rule, begins anew, or is gone. Raises QueueBroken."""
@@ -341,6 +349,7 @@ class LaneDevice(DeviceRole):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._inlet: Inlet | None = None
+        self.opened: Callable[[], None] = lambda: None  # called when a sender has come
         self._runs = False
         self._spoilt: PeerViolation | None = None
         self._used = 0  # given back in this session
@@ -375,13 +384,12 @@ class LaneDevice(DeviceRole):
         return self._runs
 
     def _start_queues(self) -> None:
-        self._runs = True
         self._spoilt = None
         features, inlet = self.features, self.inlet
         ring = bool(features >> spec.VIRTIO_F_EVENT_IDX & 1), bool(features >> spec.VIRTIO_F_INDIRECT_DESC & 1)
         if self.resumed and isinstance(inlet, ResumingInlet):
             try:
-                log.info("%s goes on: %d messages come again", inlet.name, inlet.take_over(*ring))
+                log.info("%s goes on: %d messages come again", inlet.name, inlet.take_over(*ring, ready=False))
                 if inlet.given_up:
                     words = "%s: %d messages were given up: received %d times, and nobody lived to be done with them"
                     log.warning(words, inlet.name, inlet.given_up, self.plan.max_attempts)
@@ -389,10 +397,16 @@ class LaneDevice(DeviceRole):
                 self._spoilt = error
             self.calls[0].signal()  # the other receiver may have died between showing what it gave back and calling
         else:
-            inlet.restart(*ring)
+            inlet.restart(*ring, ready=False)
         self._begin_counts()
-        if inlet.ready:
+        if inlet.broken is None:
             inlet.disable_notification()
+
+    def _open_queues(self) -> None:
+        if not self._runs:
+            self.opened()
+            self.inlet.ready = self.inlet.broken is None
+            self._runs = True
 
     def _stop_queues(self) -> None:
         self._runs = False
