@@ -528,7 +528,8 @@ class DeviceQueue(Half):
     def needs_notification(self) -> bool:
         """Whether the driver must be called for the chains returned since this was last asked [2.7.7.2]."""
         wanted = self._is_wanted(self._num_added)
-        self._num_added = 0
+        if self.strict or self.event_idx:  # else nobody looked at it, and the seed keeps it
+            self._num_added = 0
         return wanted
 
     def _is_wanted(self, added: int) -> bool:
