@@ -174,4 +174,4 @@ def load_tool() -> Iterator[Callable[[str], ModuleType]]:
 
     yield load
     for name in loaded:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # a program may be loaded more than once
