@@ -62,6 +62,19 @@ def new_name(prefix: str = "t") -> str:
     return f"{prefix}{os.getpid()}-{next(_numbers)}"
 
 
+# The answer of a coordinator to `attach`.
+ATTACHED = {
+    "type": "attached",
+    "index": 0,
+    "region": "cam0",
+    "notify": "eventfd",
+    "status": 0,
+    "features": 0,
+    "peer_pid": 0,
+    "peer_start_time": 0,
+}
+
+
 def echo_spec(name: str = "echo0", queues: int = 1, size: int = 64, buffers: int = 1 << 18) -> DeviceSpec:
     return DeviceSpec(name, ECHO_ID, (QueueSpec(size, buffers),) * queues)
 

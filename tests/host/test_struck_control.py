@@ -11,7 +11,7 @@ import os
 import socket
 
 import pytest
-from vqshm_harness import BOTH, PATIENCE, Interrupter, descriptors, echo_spec, new_name
+from vqshm_harness import ATTACHED, BOTH, PATIENCE, Interrupter, descriptors, echo_spec, new_name
 
 from vqshm import Coordinator, Device, Driver, closing, core
 from vqshm.host import connection, device, device_role, driver, driver_role, endpoint
@@ -33,16 +33,6 @@ ENDPOINT = CHANNEL | {module.__file__ for module in (connection, endpoint, names
 DRIVER = ENDPOINT | {module.__file__ for module in (driver, driver_role)}
 DEVICE = ENDPOINT | {module.__file__ for module in (device, device_role)}
 REGION = ENDPOINT | {module.__file__ for module in (coordinator, ground, semaphore)}
-ATTACHED = {
-    "type": "attached",
-    "index": 0,
-    "region": "cam0",
-    "notify": "eventfd",
-    "status": 0,
-    "features": 0,
-    "peer_pid": 0,
-    "peer_start_time": 0,
-}
 
 
 # Every bytecode is some minutes of work; a prime number of them at a time meets each line now and then.

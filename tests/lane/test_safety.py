@@ -234,7 +234,8 @@ def test_ends_that_refer_to_each_other_are_freed(lane):
 
 PRELUDE = """
 from vqshm.errors import *
-from vqshm.lane.inlet import Inlet, Loan
+from vqshm.lane.inlet import Inlet
+from vqshm.lane.loan import Loan
 from vqshm.lane.call import Call
 from vqshm.lane.holdings import Holdings
 from vqshm.lane.outlet import Outlet

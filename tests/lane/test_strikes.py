@@ -17,6 +17,7 @@ from vqshm_harness import Interrupter, Interruption
 from vqshm import core
 from vqshm.errors import EndOfMessages, InvalidState, NoMessage
 from vqshm.lane import inlet as inlet_module
+from vqshm.lane import loan as loan_module
 from vqshm.lane import resuming, serving
 from vqshm.lane.inlet import Inlet
 from vqshm.lane.resuming import ResumingInlet
@@ -25,7 +26,8 @@ from vqshm.ring import QueueConfig, SplitLayout, inflight, split_device
 from vqshm.ring.inflight import inflight_bytes
 
 pytestmark = pytest.mark.fault("D19")
-FILES = frozenset(module.__file__ for module in (inlet_module, resuming, serving, lent, split_device, inflight))
+MODULES = (inlet_module, loan_module, resuming, serving, lent, split_device, inflight)
+FILES = frozenset(module.__file__ for module in MODULES)
 INTERPRETED = core.kind() == "interpreted"
 BASE = 0x1_0000
 SIZE = 16

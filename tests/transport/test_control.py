@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from vqshm_harness import descriptors
+from vqshm_harness import ATTACHED, descriptors
 
 from vqshm.closing import close_all
 from vqshm.errors import DeadlineExceeded, InvalidState, PeerGone, ProtocolError, UntrustedPeer
@@ -25,16 +25,6 @@ from vqshm.notify import Deadline, EventFd
 from vqshm.transport import Channel, check_peer, peer_credentials
 from vqshm.transport.control import MAX_UNSENT
 
-ATTACHED = {
-    "type": "attached",
-    "index": 0,
-    "region": "cam0",
-    "notify": "eventfd",
-    "status": 0,
-    "features": 0,
-    "peer_pid": 0,
-    "peer_start_time": 0,
-}
 LIST = {"type": "list"}
 SOON = 60  # seconds; no test waits for it
 

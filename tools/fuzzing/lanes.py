@@ -12,7 +12,7 @@ from vqshm.lane.inlet import Inlet
 from vqshm.lane.outlet import Outlet
 
 if TYPE_CHECKING:
-    from vqshm.lane.inlet import Loan
+    from vqshm.lane.loan import Loan
     from vqshm.lane.reservation import Reservation
 
 AREA = 0x800  # bytes of the arena

@@ -153,9 +153,8 @@ def make_lane() -> tuple[Outlet, Inlet]:
     return Outlet(memory, layout, (layout.end, ARENA), nobody, nobody), Inlet(memory, layout, nobody, nobody)
 
 
-def single() -> Load:
-    """`send` and `recv` of 64 bytes."""
-    outlet, inlet = make_lane()
+def one_by_one(outlet: Outlet, inlet: Inlet) -> Load:
+    """Messages of 64 bytes, each received before the next is sent."""
     message = bytes(64)
 
     def run(meter: Meter, count: int) -> None:
@@ -166,6 +165,11 @@ def single() -> Load:
         meter.stop()
 
     return run
+
+
+def single() -> Load:
+    """`send` and `recv` of 64 bytes."""
+    return one_by_one(*make_lane())
 
 
 def resumable() -> Load:
@@ -177,16 +181,7 @@ def resumable() -> Load:
     outlet = Outlet(memory, layout, (area, ARENA), nobody, nobody)
     inlet = ResumingInlet(memory, layout, nobody, layout.end, keeper=nobody)
     inlet.restart(event_idx=True, indirect=True)
-    message = bytes(64)
-
-    def run(meter: Meter, count: int) -> None:
-        meter.start()
-        for _ in range(count):
-            outlet.send(message)
-            inlet.recv()
-        meter.stop()
-
-    return run
+    return one_by_one(outlet, inlet)
 
 
 def batch() -> Load:

@@ -3,6 +3,7 @@
 import cython
 
 cimport vqshm.memory.atomic as atomic
+from vqshm.lane.loan cimport Loan
 from vqshm.memory.lent cimport Lent, new_lent
 from vqshm.notify.bed cimport Bed
 from vqshm.notify.eventfd cimport ring
@@ -60,7 +61,11 @@ cdef class Inlet(DeviceQueue):
     cdef int _take_kept(self, list messages) except -1
     @cython.final
     @cython.locals(loan=Loan)
+    cdef inline Loan _new_loan(self, int head, int attempts)
+    @cython.final
+    @cython.locals(loan=Loan)
     cdef inline Loan _lend(self, int head)
+    cdef Loan _hand_out(self, Loan loan)
     cdef Lent _lend_chain(self, DescriptorChain chain)
     cpdef done(self)
     @cython.locals(told=int)
@@ -103,26 +108,6 @@ cdef class Inlet(DeviceQueue):
     cdef _wait_long(self, object timeout)
     @cython.locals(start="long long", there=bint)
     cdef bint _doze(self) except -1
-
-
-@cython.final
-cdef class Loan:
-    cdef Inlet _inlet
-    cdef int _head, _epoch
-    cdef long long _number
-    cdef bint _seen
-    cdef Py_ssize_t _count, _written, _room
-    cdef unsigned long long _answer
-    cdef DescriptorChain _chain
-    cdef Lent _lent
-    cdef object _view
-    cdef readonly int attempts
-
-    @cython.locals(inlet=Inlet, count=Py_ssize_t)
-    cpdef reply(self, object data)
-    @cython.locals(inlet=Inlet)
-    cpdef release(self)
-    cdef bint _valid(self) except -1
 
 
 cpdef long long _number_of(Loan loan)

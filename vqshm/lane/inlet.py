@@ -24,14 +24,14 @@ For a lane whose receiver may have a successor there is `ResumingInlet`.
 
 from __future__ import annotations
 
-import contextlib
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqshm import spec
-from vqshm.errors import InvalidState, MessageTooLarge, NoMessage, PeerViolation, RuleError, VqshmError
+from vqshm.errors import InvalidState, NoMessage, PeerViolation, RuleError, VqshmError
 from vqshm.lane import serving
 from vqshm.lane.keeper import ALONE
+from vqshm.lane.loan import Loan
 from vqshm.memory import atomic
 from vqshm.memory.lent import Lent, new_lent
 from vqshm.notify.eventfd import ring
@@ -42,7 +42,6 @@ from vqshm.ring.split_device import DeviceQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from vqshm.lane.keeper import InletKeeper
     from vqshm.memory.guest import GuestMemory as Memory
@@ -244,13 +243,7 @@ class Inlet(DeviceQueue):
             self._from = self.next_avail
             self._got = [loan]
         self.next_avail = (self.next_avail + 1) & 0xFFFF  # received
-        self._lent_heads[loan._head] = 1
-        loan._inlet = self
-        self.messages += 1
-        self.bytes_in += loan._count
-        if atomic.INTERRUPTIBLE:
-            self._got = None
-        return loan
+        return self._hand_out(loan)
 
     def serve(self, answer: Callable[[memoryview], Any]) -> None:
         """Answer each call with what `answer` makes of its message, until the sender has left. Raises as `recv`.
@@ -346,8 +339,8 @@ class Inlet(DeviceQueue):
             self._got = messages
         del self._kept[: len(messages)]
 
-    def _lend(self, head: int) -> Loan:
-        """A message that was claimed, in place; nobody has it yet."""
+    def _new_loan(self, head: int, attempts: int) -> Loan:
+        """A loan of nothing yet. By `__new__`: compiled, a constructor call costs ten times as much."""
         loan = Loan.__new__(Loan)
         loan._inlet = None
         loan._head = head
@@ -357,7 +350,12 @@ class Inlet(DeviceQueue):
         loan._view = None
         loan._seen = False
         loan._written = loan._room = loan._answer = 0
-        loan.attempts = self.attempts
+        loan.attempts = attempts
+        return loan
+
+    def _lend(self, head: int) -> Loan:
+        """A message that was claimed, in place; nobody has it yet."""
+        loan = self._new_loan(head, self.attempts)
         self.single = self._fetch(head)
         if self.single and not self.writable:
             loan._count = self.length
@@ -372,6 +370,16 @@ class Inlet(DeviceQueue):
             loan._count = loan._chain.readable_bytes
             loan._room = loan._chain.writable_bytes
             loan._lent = self._lend_chain(loan._chain)
+        return loan
+
+    def _hand_out(self, loan: Loan) -> Loan:
+        """Whoever asked for it has it now."""
+        self._lent_heads[loan._head] = 1
+        loan._inlet = self
+        self.messages += 1
+        self.bytes_in += loan._count
+        if atomic.INTERRUPTIBLE:
+            self._got = None
         return loan
 
     def _lend_chain(self, chain: DescriptorChain) -> Lent:
@@ -593,16 +601,7 @@ class Inlet(DeviceQueue):
 
     def _lend_copy(self, data: bytes) -> Loan:
         """A message that was given back, as if it still lay in the ring."""
-        loan = Loan.__new__(Loan)
-        loan._inlet = None
-        loan._head = -1
-        loan._epoch = self.epoch
-        loan._number = self.messages
-        loan._chain = None
-        loan._view = None
-        loan._seen = False
-        loan._written = loan._room = loan._answer = 0
-        loan.attempts = 1
+        loan = self._new_loan(-1, 1)
         loan._count = len(data)
         loan._lent = new_lent(atomic.Region(bytearray(data)), 0, len(data), readonly=True)
         return loan
@@ -676,122 +675,6 @@ class Inlet(DeviceQueue):
         self.disable_notification()
         self.pace.slept(now() - start)
         return there and self._look() > 0
-
-
-class Loan:
-    """A message that is looked at in place. A context manager; see `Inlet.recv_view`.
-
-    `attempts`: for which time it was received; see `ResumingInlet`.
-    """
-
-    __slots__ = (
-        *("_answer", "_chain", "_count", "_epoch", "_head", "_inlet", "_lent", "_number", "_room", "_seen", "_view"),
-        *("_written", "attempts"),
-    )
-
-    _inlet: Inlet | None
-    _head: int  # -1: a copy, and the message was given back
-    _count: int
-    _epoch: int
-    _number: int  # messages when it was lent
-    _chain: DescriptorChain | None  # where there are more buffers than one to read and one to write
-    _room: int
-    _answer: int  # where it goes, if there is no `_chain`
-    _written: int
-    _lent: Lent
-    _view: memoryview | None
-    _seen: bool  # by whoever has it
-    attempts: int
-
-    @property
-    def replayed(self) -> bool:
-        """Whether it may have been received before, by a receiver that died."""
-        return self.attempts > 1
-
-    @property
-    def view(self) -> memoryview:
-        """The bytes, read-only. Raises InvalidState once the message was given back."""
-        if self._inlet is None or self._inlet.epoch != self._epoch:
-            raise InvalidState("this message was given back, or its sender has left")
-        view = self._view
-        if view is None:
-            view = self._lent.view()
-            self._view = view
-        self._seen = True
-        return view
-
-    @property
-    def room(self) -> int:
-        """Bytes that a reply may have; 0 if nobody waits for one.
-
-        An empty message that is no call has room for 1, which nobody reads.
-        """
-        return self._room
-
-    def reply(self, data: Any) -> None:
-        """Answer a call; the answer is sent when the message is given back. Raises InvalidState, MessageTooLarge."""
-        inlet = self._inlet
-        if inlet is None or not self._valid():
-            raise InvalidState("this message was given back")
-        count = atomic.count_of(data)
-        if count > self._room:
-            raise MessageTooLarge(
-                f"{inlet.name}: a reply of {count} bytes; the call has room for {self._room}",
-                count=count,
-                limit=self._room,
-            )
-        if count > 0:
-            inlet._write_reply(self._chain, self._answer, data, count)
-        self._written = count
-        self._seen = True
-
-    def release(self) -> None:
-        """Give the message back, with the reply if there is one. May be called twice.
-
-        Raises InvalidState while something made from the view still exists; once that is gone the message goes back by
-        itself, or at the next `release`.
-        """
-        inlet = self._inlet
-        if inlet is None:
-            return
-        self._seen = True
-        if self._view is not None:
-            try:
-                self._view.release()
-            except BufferError as error:
-                raise InvalidState(f"something made from the view of this message still exists: {error}") from None
-            if self._lent.exports:
-                raise InvalidState("a part of the view of this message still exists: delete or release it")
-        self._lent.close()
-        inlet._take_back(self)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a message that is lent cannot be copied")
-
-    def _valid(self) -> bool:
-        return self._inlet is not None and self._inlet.ready and self._inlet.epoch == self._epoch
-
-    def __enter__(self) -> memoryview:
-        return self.view
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.release()
-        else:
-            with contextlib.suppress(VqshmError):  # the block's own exception matters more
-                self.release()
-
-    def __del__(self) -> None:
-        if atomic.INTERRUPTIBLE and not hasattr(self, "_inlet"):  # it was not made
-            return
-        inlet = self._inlet
-        if inlet is not None:
-            self._view = None
-            inlet._orphans.append(self)
-            if not self._seen:
-                inlet._left = True
 
 
 def _number_of(loan: Loan) -> int:

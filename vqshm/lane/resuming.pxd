@@ -3,7 +3,8 @@
 import cython
 
 cimport vqshm.memory.atomic as atomic
-from vqshm.lane.inlet cimport Inlet, Loan
+from vqshm.lane.inlet cimport Inlet
+from vqshm.lane.loan cimport Loan
 
 
 cdef class ResumingInlet(Inlet):

@@ -34,7 +34,7 @@ from vqshm.ring.inflight import Inflight
 if TYPE_CHECKING:
     from typing import Any
 
-    from vqshm.lane.inlet import Loan
+    from vqshm.lane.loan import Loan
     from vqshm.memory.guest import GuestMemory as Memory
     from vqshm.notify import Notifier
     from vqshm.ring.layout import SplitLayout
@@ -144,13 +144,7 @@ class ResumingInlet(Inlet):
             self._from = self._position()
             self._got = [loan]
         self._pass()
-        self._lent_heads[loan._head] = 1
-        loan._inlet = self
-        self.messages += 1
-        self.bytes_in += loan._count
-        if atomic.INTERRUPTIBLE:
-            self._got = None
-        return loan
+        return self._hand_out(loan)
 
     def done(self) -> None:
         """What was received is done with: it never comes again. Views that are out are not meant."""

@@ -54,7 +54,7 @@ from vqshm.transport.cells import count_on, plausible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vqshm.lane.inlet import Loan
+    from vqshm.lane.loan import Loan
     from vqshm.notify import Deadline
     from vqshm.transport import DeviceCounters
 

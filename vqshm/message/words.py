@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from vqshm.lane.inlet import Loan
+    from vqshm.lane.loan import Loan
     from vqshm.lane.outlet import Outlet
     from vqshm.lane.reservation import Reservation
 

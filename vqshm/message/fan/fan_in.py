@@ -35,7 +35,7 @@ from vqshm.notify import Deadline
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vqshm.lane.inlet import Loan
+    from vqshm.lane.loan import Loan
 
 _REMEMBERED: Final = 1024  # departures
 _LENT_SECONDS: Final = 0.05  # how often it is looked whether the last views of a sender that left were given back
